@@ -1,0 +1,1 @@
+"""What the hub remembers: users, devices, leases, settings and the audit log."""

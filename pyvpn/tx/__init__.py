@@ -1,0 +1,1 @@
+"""The Twisted layer: descriptors, datagram protocols and timers around the protocol core."""
