@@ -1,0 +1,148 @@
+"""Transport data, type 4: one session's keys, counters and replay window (docs/protocol.rst, "Transport").
+
+A datagram is ``0x04 0 0 0 ‖ receiver u32 ‖ counter u64 ‖ sealed``, little-endian; the nonce is four
+zero bytes and the counter, the associated data empty.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
+from pyvpn.core.burst import Buffer
+from pyvpn.core.replay import ReplayWindow
+
+TYPE = 4
+HEADER_SIZE = 16
+TAG_SIZE = 16
+OVERHEAD = HEADER_SIZE + TAG_SIZE
+
+# Limits of one key (docs/protocol.rst, "Timers"): AES-GCM's are below its confidentiality bound.
+REKEY_AFTER_MESSAGES, REJECT_AFTER_MESSAGES = 2**60, 2**64 - 2**13 - 1
+AES_REKEY_AFTER_MESSAGES, AES_REJECT_AFTER_MESSAGES = 2**27, 2**30
+REJECT_AFTER_TIME = 180.0
+
+_HEADER = struct.Struct("<IIQ")
+_NONCE = struct.Struct("<IQ")
+_COUNTER = struct.Struct("<Q")
+
+
+class Session:
+    """The symmetric keys of one completed handshake.
+
+    :ivar local_index: u32 that the other side puts into its datagrams.
+    :ivar created: seconds of ``now`` at which the keys were derived.
+    :ivar forged: datagrams whose tag was wrong.
+    :ivar replayed: authentic datagrams that had been received before, or too late to tell.
+    """
+
+    __slots__ = (
+        "_decrypt",
+        "_encrypt",
+        "_prefix",
+        "created",
+        "forged",
+        "inner_mtu",
+        "local_index",
+        "rekey_after_messages",
+        "reject_after_messages",
+        "remote_index",
+        "replayed",
+        "send_counter",
+        "window",
+    )
+
+    def __init__(
+        self,
+        *,
+        send_key: bytes,
+        receive_key: bytes,
+        aes: bool,
+        local_index: int,
+        remote_index: int,
+        inner_mtu: int,
+        created: float,
+    ) -> None:
+        cipher = AESGCM if aes else ChaCha20Poly1305
+        self._encrypt = cipher(send_key).encrypt
+        self._decrypt = cipher(receive_key).decrypt
+        self.local_index = local_index
+        self.remote_index = remote_index
+        self.inner_mtu = inner_mtu
+        self.created = created
+        self.rekey_after_messages = AES_REKEY_AFTER_MESSAGES if aes else REKEY_AFTER_MESSAGES
+        self.reject_after_messages = AES_REJECT_AFTER_MESSAGES if aes else REJECT_AFTER_MESSAGES
+        self.send_counter = 0
+        self.window = ReplayWindow()
+        self.forged = 0
+        self.replayed = 0
+
+    def expired(self, now: float) -> bool:
+        """Tell whether the session may be used no more, to send or to receive."""
+        return (
+            now - self.created >= REJECT_AFTER_TIME
+            or self.send_counter >= self.reject_after_messages
+        )
+
+    def worn(self) -> bool:
+        """Tell whether either direction has sent so many datagrams that a rekey is due."""
+        limit = self.rekey_after_messages
+        return self.send_counter >= limit or self.window.highest >= limit
+
+    def seal_burst(self, plaintexts: list[Buffer]) -> list[Buffer]:
+        """Return ``[header, sealed, header, sealed, …]``, one pair a plaintext, counters rising."""
+        encrypt, header, nonce = self._encrypt, _HEADER.pack, _NONCE.pack
+        remote, counter = self.remote_index, self.send_counter
+        buffers: list[Buffer] = []
+        for plaintext in plaintexts:
+            buffers += header(TYPE, remote, counter), encrypt(nonce(0, counter), plaintext, None)
+            counter += 1
+        self.send_counter = counter
+        return buffers
+
+    def open_burst(self, buffer: memoryview, start: int, stop: int, size: int) -> list[bytes]:
+        """Return the plaintexts of the datagrams in ``buffer[start:stop]``, ``size`` bytes each.
+
+        The last may be shorter; none is shorter than 32 bytes. Forgeries and replays are counted
+        and left out; the window never moves for a forgery.
+        """
+        decrypt, nonce, counter_at = self._decrypt, _NONCE.pack, _COUNTER.unpack_from
+        limit = self.reject_after_messages
+        accepted: list[bytes] = []
+        run: list[bytes] = []
+        first = expected = -1
+        for offset in range(start, stop, size):
+            (counter,) = counter_at(buffer, offset + 8)
+            if counter >= limit:
+                self.forged += 1
+                continue
+            sealed = buffer[offset + HEADER_SIZE : min(offset + size, stop)]
+            try:
+                plaintext = decrypt(nonce(0, counter), sealed, None)
+            except InvalidTag:
+                self.forged += 1
+                continue
+            if counter != expected:
+                if run:
+                    self._accept(run, first, accepted)
+                    run = []
+                first = counter
+            run.append(plaintext)
+            expected = counter + 1
+        if run:
+            self._accept(run, first, accepted)
+        return accepted
+
+    def _accept(self, run: list[bytes], first: int, accepted: list[bytes]) -> None:
+        """Add those plaintexts of a run of consecutive counters that are not replays."""
+        window = self.window
+        if window.accept_run(first, len(run)):
+            accepted += run
+            return
+        for counter, plaintext in enumerate(run, first):
+            if window.accept(counter):
+                accepted.append(plaintext)
+            else:
+                self.replayed += 1
