@@ -1,0 +1,631 @@
+"""Options, configuration files and profiles: text from people becomes frozen, checked values.
+
+Every parser takes text and returns the value, or raises :class:`~pyvpn.errors.ConfigError` with one
+line saying what is wrong and what would be right. The loaders add where it stands: the file with
+line and key, or the option. Nothing here touches the network or the reactor.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+from attrs import evolve, frozen
+
+from pyvpn.errors import ConfigError
+from pyvpn.token import NetworkToken, host_and_port, user_name
+
+N = TypeVar("N", IPv4Network, IPv6Network)
+Address = IPv4Address | IPv6Address
+Deliver = Literal["push", "poll"]
+
+SERVER_PORT: Final = 5050  # DESIGN 2: the seed's fixed ports
+CLIENT_PORT: Final = 12000
+TUN_NAME: Final = "leamit0"
+INNER_MTU: Final = 1416  # PROTOCOL 5: 1500 - 48 outer IPv6 and UDP - 32 - 4
+SUBNET: Final = IPv4Network("10.10.0.0/24")
+STATE_DIR: Final = Path("/var/lib/pyvpn")
+RUN_DIR: Final = Path("/run/pyvpn")
+PROFILE_DIR: Final = Path("/etc/pyvpn/clients")
+
+MIN_MTU: Final = 1280  # FACTS 2.8: below it the kernel deletes the device's IPv6 addresses
+MAX_TUN_NAME: Final = 15  # IFNAMSIZ less the closing zero
+MAX_SOCKET_PATH: Final = 107  # sun_path less the closing zero
+MAX_PASSWORD_FILE: Final = 4096  # bytes: more is another file by mistake
+
+_TUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
+_PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+JOIN_LINE: Final = "pyvpn join 'pyvpn://…'"
+
+
+# -- single values ---------------------------------------------------------------------------------
+
+
+def _number(text: str, low: int, high: int, what: str) -> int:
+    digits = text.strip()
+    if digits.isascii() and digits.isdigit() and len(digits) < 10 and low <= int(digits) <= high:
+        return int(digits)
+    raise ConfigError(f"'{text}' is not {what}; give a number from {low} to {high}")
+
+
+def port(text: str) -> int:
+    """A UDP port to be reached at: 1 to 65535."""
+    return _number(text, 1, 65535, "a port")
+
+
+def local_port(text: str) -> int:
+    """A UDP port to bind: 0 to 65535, where 0 means any free one."""
+    return _number(text, 0, 65535, "a port")
+
+
+def mtu(text: str) -> int:
+    """An inner MTU in bytes: 1280 (what IPv6 needs) to 65535."""
+    return _number(text, MIN_MTU, 65535, "an MTU")
+
+
+def interval(text: str) -> float:
+    """Seconds between two polls: 0.05 to 60."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.05 <= seconds <= 60:
+        raise ConfigError(f"'{text}' is not a poll interval; give seconds from 0.05 to 60")
+    return seconds
+
+
+def deliver(text: str) -> Deliver:
+    """How the hub hands over packets: ``push`` (at once) or ``poll`` (kept until a poll)."""
+    if text == "push":
+        return "push"
+    if text == "poll":
+        return "poll"
+    raise ConfigError(f"'{text}' is not a way of delivery; choose push or poll")
+
+
+def address(text: str) -> Address:
+    """One IPv4 or IPv6 address without a prefix length."""
+    try:
+        return ip_address(text.strip())
+    except ValueError:
+        raise ConfigError(f"'{text}' is not an IPv4 or IPv6 address") from None
+
+
+def interface_address(text: str) -> str:
+    """The local address to bind the outer UDP socket to, in its usual spelling."""
+    return str(address(text))
+
+
+def netmask(text: str) -> int:
+    """An IPv4 netmask, ``255.255.255.0`` or ``24``, as a prefix length."""
+    try:
+        if "." in text and set(text.split(".")) <= {
+            "255",
+            "254",
+            "252",
+            "248",
+            "240",
+            "224",
+            "192",
+            "128",
+            "0",
+        }:
+            return IPv4Network(f"0.0.0.0/{text.strip()}").prefixlen
+        return _number(text, 0, 32, "a netmask")
+    except (ValueError, ConfigError):
+        raise ConfigError(f"'{text}' is not a netmask; write it like 255.255.255.0") from None
+
+
+def tun_name(text: str) -> str:
+    """A name for the TUN device: what Linux accepts and every tool can quote."""
+    if _TUN.fullmatch(text) and text not in ("all", "default", "lo"):
+        return text
+    raise ConfigError(
+        f"'{text}' cannot name a TUN device; use at most {MAX_TUN_NAME} letters, digits, _ . -,"
+        " beginning with a letter or digit"
+    )
+
+
+def profile_name(text: str) -> str:
+    """A profile's name: it becomes part of file names, and ``server`` means the hub."""
+    if text == "server":
+        raise ConfigError("a profile cannot be called 'server': that name means the hub")
+    if _PROFILE.fullmatch(text):
+        return text
+    raise ConfigError(
+        f"'{text}' cannot name a profile; use at most 32 letters, digits, . _ -,"
+        " beginning with a letter or digit"
+    )
+
+
+def subnet4(text: str) -> IPv4Network:
+    """The VPN's IPv4 network: /8 to /30, since the hub, a client and two edges need four."""
+    network = _network(text, IPv4Network, "10.10.0.0/24")
+    if network.prefixlen > 30:
+        raise ConfigError(f"{network} is too small; the smallest subnet is a /30")
+    if network.prefixlen < 8:
+        raise ConfigError(f"{network} is too large; the largest subnet is a /8")
+    return network
+
+
+def subnet6(text: str) -> Literal["auto"] | IPv6Network | None:
+    """The VPN's IPv6 network: ``auto`` (a prefix made at first start), ``none``, or /64 to /126."""
+    if text == "auto":
+        return "auto"
+    if text == "none":
+        return None
+    network = _network(text, IPv6Network, "auto, none or a prefix like fd12:3456:789a::/64")
+    if network.prefixlen > 126:
+        raise ConfigError(f"{network} is too small; the smallest IPv6 subnet is a /126")
+    if network.prefixlen < 64:
+        raise ConfigError(f"{network} is too large; the largest IPv6 subnet is a /64")
+    return network
+
+
+def _network(text: str, family: type[N], example: str) -> N:
+    try:
+        loose = ip_network(text.strip(), strict=False)
+    except ValueError:
+        loose = None
+    if not isinstance(loose, family) or "/" not in text:
+        raise ConfigError(f"'{text}' is not a subnet; write {example}")
+    if loose.is_multicast or loose.is_loopback or loose.is_link_local or loose.is_unspecified:
+        raise ConfigError(f"{loose} cannot be given to hosts; take a private subnet")
+    if ip_address(text.strip().partition("/")[0]) != loose.network_address:
+        raise ConfigError(f"'{text}' has bits set beyond its prefix; write {loose}")
+    return loose
+
+
+def host_port(text: str, default_port: int) -> tuple[str, int]:
+    """``HOST[:PORT]``, where an IPv6 address stands in brackets, as (host, port)."""
+    host, _, digits = host_and_port(text.strip(), default_port).rpartition(":")
+    return host.strip("[]"), int(digits)
+
+
+def endpoints(text: str, default_port: int) -> tuple[str, ...]:
+    """One or several ``HOST[:PORT]`` with commas between, each spelled in full, none twice."""
+    found = [host_and_port(part.strip(), default_port) for part in text.split(",")]
+    return tuple(dict.fromkeys(found))
+
+
+def directory(text: str) -> Path:
+    """A directory, absolute, so that a daemon that changes its own still finds it."""
+    if not text or "\0" in text:
+        raise ConfigError("give the name of a directory")
+    return Path(text).expanduser().absolute()
+
+
+# -- files and options -----------------------------------------------------------------------------
+
+
+@frozen
+class _Key:
+    """How one key of a file is read: the TOML types it may have, and the parser of its text."""
+
+    types: tuple[type, ...]
+    parse: Callable[[str], Any]
+
+
+def _text(parse: Callable[[str], Any]) -> _Key:
+    return _Key((str,), parse)
+
+
+def _integer(parse: Callable[[str], Any]) -> _Key:
+    return _Key((int,), parse)
+
+
+_TYPE_NAMES: Final = {
+    str: "text in quotes",
+    int: "a whole number",
+    float: "a number",
+    list: 'a list like ["a", "b"]',
+}
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file, or a ConfigError that names the file and what it should have held."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no such {what}", path=str(path)) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"this {what} is not UTF-8 text", path=str(path)) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read this {what}: {error.strerror}", path=str(path)) from None
+
+
+def _read_toml(path: Path, what: str, keys: Mapping[str, _Key]) -> dict[str, Any]:
+    """The parsed values of a flat TOML file; errors carry file, line and key."""
+    text = read_text(path, what)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message, line = str(error), None
+        if found := re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", message):
+            message, line = found[1], int(found[2])
+        raise ConfigError(f"not valid TOML: {message}", path=str(path), line=line) from None
+    return {key: _file_value(path, text, keys, key, value) for key, value in table.items()}
+
+
+def _file_value(path: Path, text: str, keys: Mapping[str, _Key], key: str, value: Any) -> Any:
+    start = re.search(rf"^[ \t]*\[?[\"']?{re.escape(key)}[\"']?[ \t]*[=\].]", text, re.MULTILINE)
+    line = text.count("\n", 0, start.start()) + 1 if start else None
+
+    def wrong(message: str) -> ConfigError:
+        return ConfigError(message, path=str(path), line=line, key=key)
+
+    if key not in keys:
+        near = difflib.get_close_matches(key, keys, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(sorted(keys))}"
+        raise wrong(f"unknown key; {hint}")
+    types = keys[key].types
+    if type(value) not in types:
+        raise wrong(f"must be {' or '.join(_TYPE_NAMES[kind] for kind in types)}")
+    items = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str | int | float) for item in items):
+        raise wrong(f"must be {_TYPE_NAMES[list]}")
+    try:
+        return keys[key].parse(",".join(str(item) for item in items))
+    except ConfigError as error:
+        raise wrong(error.message) from None
+
+
+def _options(overrides: Mapping[str, object], keys: Mapping[str, _Key]) -> dict[str, Any]:
+    """The parsed values of the known options that were given; errors name the option."""
+    values = {}
+    for name, given in overrides.items():
+        key = name.replace("-", "_")
+        if key not in keys or given is None:
+            continue
+        items = given if isinstance(given, list | tuple) else [given]
+        try:
+            values[key] = keys[key].parse(",".join(str(item) for item in items))
+        except ConfigError as error:
+            raise ConfigError(error.message, path="--" + key.replace("_", "-")) from None
+    return values
+
+
+def _checked_endpoints(text: str) -> str:
+    # The default port is another value, known only when all are read.
+    endpoints(text, SERVER_PORT)
+    return text
+
+
+def read_password_file(text: str) -> str:
+    """The password in a file (its first line), or from standard input for ``-``."""
+    if text == "-":
+        password = sys.stdin.readline()
+    else:
+        path = Path(text).expanduser()
+        if path.is_file() and path.stat().st_size > MAX_PASSWORD_FILE:
+            raise ConfigError("too long for a password file; write one line", path=text)
+        password = read_text(path, "password file")
+    password = password.partition("\n")[0].rstrip("\r")
+    if not password:
+        raise ConfigError("the password is empty; write it on the first line", path=text)
+    return password
+
+
+def write_private_file(path: Path, text: str) -> None:
+    """Replace a file whole or not at all, readable by its owner only; makes its directory."""
+    temporary = None
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with open(descriptor, "w", encoding="utf-8") as file:  # mkstemp made it 0600
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise ConfigError(f"cannot write it: {error.strerror}", path=str(path)) from None
+
+
+@frozen
+class InstanceFiles:
+    """Where one running hub (``server``) or client (``client-PROFILE``) keeps its files."""
+
+    pid_file: Path
+    socket: Path
+    journal: Path
+    log: Path
+
+    @classmethod
+    def of(cls, instance: str, run_dir: Path, state_dir: Path) -> InstanceFiles:
+        """The files of an instance; a run directory too long for a UNIX socket is refused."""
+        socket = run_dir / f"{instance}.sock"
+        if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
+            raise ConfigError(
+                f"'{run_dir}' is too long for a socket; choose a shorter directory",
+                path="--run-dir",
+            )
+        return cls(
+            pid_file=run_dir / f"{instance}.pid",
+            socket=socket,
+            journal=run_dir / f"{instance}.journal",
+            log=state_dir / "log" / f"{instance}.log",
+        )
+
+
+_SERVER_KEYS: Final[Mapping[str, _Key]] = {
+    "port": _integer(port),
+    "interface": _text(interface_address),
+    "subnet": _text(subnet4),
+    "subnet6": _text(subnet6),
+    "tun": _text(tun_name),
+    "mtu": _integer(mtu),
+    "endpoint": _Key((str, list), _checked_endpoints),
+    "state_dir": _text(directory),
+    "run_dir": _text(directory),
+}
+
+
+@frozen
+class ServerConfig:
+    """All that ``pyvpn-server`` can be told. ``endpoint``: ``HOST:PORT``, several with commas."""
+
+    port: int = SERVER_PORT
+    interface: str | None = None
+    subnet: IPv4Network = SUBNET
+    subnet6: Literal["auto"] | IPv6Network | None = "auto"
+    tun: str = TUN_NAME
+    mtu: int = INNER_MTU
+    endpoint: str | None = None
+    state_dir: Path = STATE_DIR
+    run_dir: Path = RUN_DIR
+
+    @classmethod
+    def load(cls, path: str | Path | None, overrides: Mapping[str, object]) -> ServerConfig:
+        """The defaults, then the file (if any), then the options given.
+
+        :param path: a TOML file whose keys are the options' names with underscores, or None.
+        :param overrides: options by name (hyphens or underscores), text or already numbers;
+            None and names that are no setting of the hub are passed over.
+        :raises ConfigError: naming file, line and key, or the option.
+        """
+        values: dict[str, Any] = {}
+        if path is not None:
+            values = _read_toml(Path(path), "configuration file", _SERVER_KEYS)
+        config = cls(**{**values, **_options(overrides, _SERVER_KEYS)})
+        if config.endpoint is not None:
+            config = evolve(config, endpoint=",".join(endpoints(config.endpoint, config.port)))
+        config.files  # noqa: B018  (refuses a run directory that no socket fits in)
+        return config
+
+    @property
+    def files(self) -> InstanceFiles:
+        """Pid file, control socket, journal and log of this hub."""
+        return InstanceFiles.of("server", self.run_dir, self.state_dir)
+
+
+# -- clients ---------------------------------------------------------------------------------------
+
+
+def _servers(text: str) -> tuple[str, ...]:
+    return endpoints(text, SERVER_PORT)
+
+
+def _token(text: str) -> NetworkToken:
+    return NetworkToken.from_text(text.strip())
+
+
+def _token_file(text: str) -> NetworkToken:
+    path = Path(text).expanduser()
+    try:
+        return _token(read_text(path, "token file"))
+    except ConfigError as error:
+        raise ConfigError(f"{text}: {error.message}") from None
+
+
+_CLIENT_SETTINGS: Final[Mapping[str, _Key]] = {
+    "tun_addr": _text(address),
+    "tun": _text(tun_name),
+    "port": _integer(local_port),
+    "deliver": _text(deliver),
+    "poll_interval": _Key((int, float), interval),
+    "mtu": _integer(mtu),
+}
+_PROFILE_KEYS: Final[Mapping[str, _Key]] = {
+    "servers": _Key((str, list), _servers),
+    "user": _text(user_name),
+    "token": _text(_token),
+    "password_file": _text(str),
+    **_CLIENT_SETTINGS,
+}
+_CLIENT_OPTIONS: Final[Mapping[str, _Key]] = {
+    **_CLIENT_SETTINGS,
+    "server": _text(_servers),
+    "user": _text(user_name),
+    "token_file": _text(_token_file),
+    "profile": _text(profile_name),
+    "profile_dir": _text(directory),
+    "tun_dstaddr": _text(address),
+    "tun_netmask": _text(netmask),
+    "interface": _text(interface_address),
+    "run_dir": _text(directory),
+    "state_dir": _text(directory),
+}
+
+
+@frozen
+class Profile:
+    """What one machine needs to enter one network, as ``pyvpn join`` writes it.
+
+    ``password_file`` may be relative to the profile's own directory. ``None`` means not set.
+    """
+
+    name: str
+    servers: tuple[str, ...]
+    user: str
+    token: NetworkToken
+    password_file: str | None = None
+    tun_addr: Address | None = None
+    tun: str | None = None
+    port: int | None = None
+    deliver: Deliver | None = None
+    poll_interval: float | None = None
+    mtu: int | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Read ``NAME.toml``.
+
+        :raises ConfigError: naming file, line and key.
+        """
+        path = Path(path)
+        values = _read_toml(path, "profile", _PROFILE_KEYS)
+        for key in ("servers", "user", "token"):
+            if key not in values:
+                raise ConfigError(
+                    f"the key is missing; join again with: {JOIN_LINE}", path=str(path), key=key
+                )
+        return cls(name=path.stem, **values)
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile, mode 0600 since it holds the network's secret."""
+        lines = [f"servers = [{', '.join(_quote(server) for server in self.servers)}]"]
+        lines += [f"user = {_quote(self.user)}", f"token = {_quote(self.token.to_text())}"]
+        for key in ("password_file", *_CLIENT_SETTINGS):
+            value = getattr(self, key)
+            if value is not None:
+                number = isinstance(value, int | float)
+                lines.append(f"{key} = {value if number else _quote(str(value))}")
+        write_private_file(Path(path), "\n".join(lines) + "\n")
+
+
+def _quote(text: str) -> str:
+    """A TOML basic string."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda c: f"\\u{ord(c[0]):04x}", escaped) + '"'
+
+
+def profile_path(profile_dir: str | Path, name: str) -> Path:
+    """The file of a profile."""
+    return Path(profile_dir) / f"{name}.toml"
+
+
+def profile_names(profile_dir: str | Path) -> list[str]:
+    """The names of all profiles in a directory, sorted; none if there is no such directory."""
+    try:
+        entries: Iterable[str] = os.listdir(profile_dir)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the profiles: {error.strerror}; run it as root", path=str(profile_dir)
+        ) from None
+    stems = (entry.removesuffix(".toml") for entry in entries if entry.endswith(".toml"))
+    return sorted(stem for stem in stems if _PROFILE.fullmatch(stem))
+
+
+def choose_profile(profile_dir: str | Path, name: str | None) -> Profile:
+    """The named profile; without a name ``default``, else the only one there is.
+
+    :raises ConfigError: when there is none or no telling which; it names what exists and how to
+        join a network.
+    """
+    names = profile_names(profile_dir)
+    if name is None:
+        name = "default" if "default" in names or len(names) != 1 else names[0]
+        if name not in names and names:
+            raise ConfigError(
+                f"{profile_dir} holds several profiles ({', '.join(names)}) and none is called"
+                f" 'default'; give --profile NAME, or join another network with: {JOIN_LINE}"
+            )
+    if name not in names:
+        there = f"there are: {', '.join(names)}" if names else "there is none yet"
+        raise ConfigError(
+            f"{profile_dir} holds no profile '{name}' ({there}); join a network with: {JOIN_LINE}"
+        )
+    return Profile.load(profile_path(profile_dir, name))
+
+
+@frozen
+class ClientConfig:
+    """All that ``pyvpn-client`` is told but the password. ``None`` leaves it to the hub.
+
+    ``servers`` are ``HOST:PORT`` in the order to try; ``tun_netmask`` is a prefix length;
+    ``port_explicit`` says that somebody asked for that port, so no other may take its place.
+    """
+
+    servers: tuple[str, ...]
+    user: str
+    token: NetworkToken
+    tun_addr: Address | None = None
+    tun_dstaddr: Address | None = None
+    tun_netmask: int | None = None
+    interface: str | None = None
+    port: int = CLIENT_PORT
+    port_explicit: bool = False
+    tun: str = TUN_NAME
+    deliver: Deliver = "push"
+    poll_interval: float | None = None
+    run_dir: Path = RUN_DIR
+    state_dir: Path = STATE_DIR
+    profile: str = "default"
+    mtu: int | None = None
+    password_file: Path | None = None
+
+    @classmethod
+    def load(cls, overrides: Mapping[str, object]) -> ClientConfig:
+        """The profile's settings under the options given.
+
+        With ``server`` no profile is needed: then ``user`` and ``token_file`` must be given too,
+        or ``profile`` to take them from.
+
+        :param overrides: options by name (hyphens or underscores); None and unknown pass.
+        :raises ConfigError: naming the option or the profile's file, line and key.
+        """
+        given = _options(overrides, _CLIENT_OPTIONS)
+        profile_dir = given.pop("profile_dir", PROFILE_DIR)
+        name = given.pop("profile", None)
+        if "token_file" in given:
+            given["token"] = given.pop("token_file")
+        if "server" in given:
+            given["servers"] = given.pop("server")
+        values: dict[str, Any] = {}
+        if name is not None or "servers" not in given:
+            profile = choose_profile(profile_dir, name)
+            values = _profile_values(profile, profile_dir)
+        values |= given
+        for key, option in (("user", "--user"), ("token", "--token-file")):
+            if key not in values:
+                raise ConfigError("--server without a profile needs this option too", path=option)
+        values["port_explicit"] = "port" in values
+        config = cls(**values)
+        if config.deliver == "poll" and (config.poll_interval or 0) > 8:  # PROTOCOL 6
+            raise ConfigError("with delivery by poll at most 8 seconds", path="--poll-interval")
+        config.files  # noqa: B018  (refuses a run directory that no socket fits in)
+        return config
+
+    @property
+    def files(self) -> InstanceFiles:
+        """Pid file, control socket, journal and log of this client."""
+        return InstanceFiles.of(f"client-{self.profile}", self.run_dir, self.state_dir)
+
+
+def _profile_values(profile: Profile, profile_dir: str | Path) -> dict[str, Any]:
+    """A profile's settings that are set, by the names of :class:`ClientConfig`."""
+    values = {key: getattr(profile, key) for key in _PROFILE_KEYS}
+    values = {key: value for key, value in values.items() if value is not None}
+    values["profile"] = profile.name
+    if "password_file" in values:
+        values["password_file"] = Path(profile_dir) / Path(values["password_file"]).expanduser()
+    return values
