@@ -1,0 +1,179 @@
+"""The TUN device in the reactor: frames in by turns, frames out by ``writev``."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.main import CONNECTION_LOST
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from pyvpn.core.burst import Buffer
+from pyvpn.tx.tally import Tally
+
+# One turn of the reactor takes no more than this, so that timers and the other port stay prompt.
+TURN_FRAMES = 64
+TURN_BYTES = 512 * 1024
+
+# 65,535 bytes of IP packet and the virtio header, rounded up.
+FRAME_BYTES = 65_600
+
+# After a frame up to this long a second read mostly finds nothing (a ping, a keystroke), and that
+# probe costs 2-5 us of a hop of about 60 (DESIGN 3). A longer one is bulk: more is behind it.
+SMALL_FRAME_BYTES = 512
+
+# Turns that go without the probe after it found nothing: doubles up to this while it keeps finding
+# nothing, so a burst of small frames is noticed after at most so many turns of one frame each.
+MOST_LONE_TURNS = 16
+
+# The device was deleted under us.
+GONE = (errno.EBADFD, errno.EBADF, errno.ENODEV)
+
+
+class FrameReceiver(Protocol):
+    """What a :class:`TUNPort` talks to."""
+
+    def framesReceived(self, frames: list[bytes]) -> None:
+        """All frames of one turn, in order; each 10 bytes virtio header and an IP packet."""
+
+    def tunConnectionLost(self, reason: Failure) -> None:
+        """The device is gone (somebody deleted it); nothing more will come."""
+
+
+class OpenedTUN(Protocol):
+    """An open, non-blocking TUN device."""
+
+    name: str
+
+    def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+@implementer(IReadDescriptor)
+class TUNPort:
+    """Reads and writes one TUN device opened with IFF_VNET_HDR.
+
+    :param device: the open device; this port closes it.
+    :param protocol: gets the frames.
+    :param reactor: the global one if None.
+    :param system: ``read(fd, size)`` and ``writev(fd, buffers)`` as in :mod:`os`.
+
+    :ivar counters: failures by errno name.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        device: OpenedTUN,
+        protocol: FrameReceiver,
+        reactor: Any = None,
+        system: Any = os,
+    ) -> None:
+        if reactor is None:
+            from twisted.internet import reactor
+        self.device = device
+        self.protocol = protocol
+        self.reading = False
+        self._reactor = reactor
+        self._fd = device.fileno()
+        self._read = system.read
+        self._writev = system.writev
+        self._tally = Tally(device.name, self._log)
+        self.counters = self._tally.counters
+        self._lone_turns = 0
+        self._lone_streak = 0
+
+    def startReading(self) -> None:
+        """Take frames from now on; harmless twice."""
+        if not self.reading and self._fd >= 0:
+            self.reading = True
+            self._reactor.addReader(self)
+
+    def stopReading(self) -> None:
+        """Leave frames in the kernel's queue, which then drops and counts; harmless twice."""
+        if self.reading:
+            self.reading = False
+            self._reactor.removeReader(self)
+
+    def close(self) -> None:
+        """Stop and close the device; harmless twice."""
+        self.stopReading()
+        if self._fd >= 0:
+            self._fd = -1
+            self.device.close()
+
+    def doRead(self) -> Exception | None:  # type: ignore[override]  # the reactor takes either
+        """One turn: drain within the bounds, then hand all frames over at once."""
+        frames: list[bytes] = []
+        why = self._drain(frames)
+        if frames:
+            try:
+                self.protocol.framesReceived(frames)
+            except Exception:
+                # Anything that leaves doRead takes the reader out of the reactor for good.
+                self._tally.bug("handling frames")
+        return why
+
+    def _drain(self, frames: list[bytes]) -> Exception | None:
+        read, fd = self._read, self._fd
+        append = frames.append
+        try:
+            frame = read(fd, FRAME_BYTES)
+            append(frame)
+            if self._lone_turns and len(frame) <= SMALL_FRAME_BYTES:
+                self._lone_turns -= 1
+                return None
+            room = TURN_BYTES - len(frame)
+            for _ in range(TURN_FRAMES - 1):
+                if room <= 0:
+                    break
+                frame = read(fd, FRAME_BYTES)
+                append(frame)
+                room -= len(frame)
+            self._lone_streak = 0
+        except BlockingIOError:
+            lone = len(frames) == 1
+            self._lone_streak = min(2 * self._lone_streak + 1, MOST_LONE_TURNS) if lone else 0
+            self._lone_turns = self._lone_streak
+        except OSError as error:
+            self._tally.error(error, "read")
+            if error.errno in GONE:
+                return CONNECTION_LOST
+        return None
+
+    def writeFrames(self, frames: Iterable[Sequence[Buffer]]) -> None:
+        """Write each frame, a list of buffers, with one ``writev``.
+
+        What the kernel refuses (EINVAL: a bad packet; EIO: the link is down; EAGAIN) is dropped and
+        counted by name: there is nobody to hold it back for, the far end has sent it.
+        """
+        writev, fd = self._writev, self._fd
+        if fd < 0:
+            self._tally.add("closed")
+            return
+        for frame in frames:
+            try:
+                writev(fd, frame)
+            except OSError as error:
+                self._tally.error(error, "write")
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def logPrefix(self) -> str:
+        return self.device.name
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor gave the descriptor up: the device was deleted."""
+        lost = self._fd >= 0
+        self.close()
+        if lost:
+            self._tally.add("connection_lost")
+            self.protocol.tunConnectionLost(reason)
