@@ -12,23 +12,17 @@ import struct
 import unicodedata
 from collections.abc import Callable
 from enum import IntEnum
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
-)
-from typing import Any, Final, TypeAlias, TypeVar
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Final, TypeAlias
 
 from attrs import define, field, frozen
 
+from pyvpn.core.configtlv import CONFIG_INVALID, MAX_PART_BYTES, pack_config, parse_config
+from pyvpn.core.configtlv import Config as Config
 from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 
 MALFORMED: Final = "control_malformed"
 UNKNOWN: Final = "control_unknown"
-CONFIG_INVALID: Final = "config_invalid"
 
 POLL: Final = 0x01
 REPLY: Final = 0x02
@@ -42,21 +36,6 @@ HELLO: Final = 0x08
 MAX_BYE_TEXT: Final = 200
 MAX_DEVICE_NAME: Final = 255
 MAX_PARTS: Final = 32
-MAX_PART_BYTES: Final = 1100
-"""TLV bytes of one CONFIG part: it fits the least inner MTU (1,280) with all its headers."""
-
-MAX_ROUTES: Final = 1024
-"""Routes and excluded routes together."""
-MAX_ADDRESSES: Final = 16
-"""Own addresses, DNS servers and search domains, each: PROTOCOL 6 sets no number, but each becomes
-a command.
-"""
-MIN_MTU: Final = 1280
-MAX_MTU: Final = 65535
-MIN_POLL_INTERVAL: Final = 0.05
-MAX_POLL_INTERVAL: Final = 25.0
-"""Seconds: between the fastest poll of poll delivery and the one of push delivery."""
-TOKEN_BYTES: Final = 92
 
 CONFIG_APPLIED: Final = 0
 CONFIG_REFUSED: Final = 1
@@ -68,11 +47,6 @@ _REPLY: Final = struct.Struct("<12s12sII16sH")
 _CONFIG: Final = struct.Struct("<IBB")
 _CONFIG_ACK: Final = struct.Struct("<IB")
 _HELLO: Final = struct.Struct("<4s16sB")
-_TLV: Final = struct.Struct("<BH")
-
-Address: TypeAlias = IPv4Address | IPv6Address
-Interface: TypeAlias = IPv4Interface | IPv6Interface
-Network: TypeAlias = IPv4Network | IPv6Network
 
 
 class ByeReason(IntEnum):
@@ -346,78 +320,14 @@ _PARSERS: Final[dict[int, Callable[[bytes], Frame]]] = {
 }
 
 
-# -- CONFIG: type u8, length u16, value; a TLV never crosses the border of a part --
-
-TLV_ADDRESS: Final = 1
-TLV_ROUTE: Final = 2
-TLV_EXCLUDED: Final = 3
-TLV_DNS: Final = 4
-TLV_SEARCH: Final = 5
-TLV_MTU: Final = 6
-TLV_POLL_INTERVAL: Final = 7
-TLV_TOKEN: Final = 8
-
-
-@frozen
-class Config:
-    """What a hub tells a client about its network. ``mtu`` in bytes, ``poll_interval`` in seconds
-    (sent in whole milliseconds), ``token`` a new network token of 92 bytes; None where the hub
-    says nothing.
-    """
-
-    addresses: tuple[Interface, ...] = ()
-    routes: tuple[Network, ...] = ()
-    excluded: tuple[Network, ...] = ()
-    dns: tuple[Address, ...] = ()
-    search: tuple[str, ...] = ()
-    mtu: int | None = None
-    poll_interval: float | None = None
-    token: bytes | None = None
-
-
 def config_parts(revision: int, config: Config) -> list[ConfigPart]:
     """``config`` as the parts to send, at least one.
 
     :raises LocalProtocolError: it does not fit, or a client would refuse it.
     """
-    chunks = [b""]
-    for tlv in _tlvs(config):
-        if len(chunks[-1]) + len(tlv) > MAX_PART_BYTES:
-            chunks.append(b"")
-        chunks[-1] += tlv
-    if len(chunks) > MAX_PARTS:
-        raise LocalProtocolError(
-            f"a configuration of {len(chunks)} parts is more than {MAX_PARTS}; push fewer routes"
-        )
-    try:
-        _config(chunks)
-    except RemoteProtocolError:
-        raise LocalProtocolError("a configuration that every client would refuse") from None
+    # The bounds that pack_config keeps (1,024 routes, 16 of the rest) are 25 parts at most.
+    chunks = pack_config(config)
     return [ConfigPart(revision, part, len(chunks), tlvs) for part, tlvs in enumerate(chunks)]
-
-
-def _tlvs(config: Config) -> list[bytes]:
-    """Each item of ``config`` as one TLV, in an order that depends on it alone."""
-    values: list[tuple[int, bytes]] = []
-    for interface in config.addresses:
-        values.append((TLV_ADDRESS, interface.packed + bytes((interface.network.prefixlen,))))
-    for kind, networks in ((TLV_ROUTE, config.routes), (TLV_EXCLUDED, config.excluded)):
-        for network in networks:
-            packed = network.network_address.packed
-            values.append((kind, packed + bytes((network.prefixlen,))))
-    values.extend((TLV_DNS, address.packed) for address in config.dns)
-    try:
-        values.extend((TLV_SEARCH, domain.encode("ascii")) for domain in config.search)
-        if config.mtu is not None:
-            values.append((TLV_MTU, struct.pack("<H", config.mtu)))
-        if config.poll_interval is not None:
-            milliseconds = round(config.poll_interval * 1000)
-            values.append((TLV_POLL_INTERVAL, struct.pack("<H", milliseconds)))
-        if config.token is not None:
-            values.append((TLV_TOKEN, config.token))
-        return [_TLV.pack(kind, len(value)) + value for kind, value in values]
-    except (struct.error, UnicodeEncodeError, OverflowError, ValueError) as error:
-        raise LocalProtocolError(f"a configuration that does not fit its frame: {error}") from None
 
 
 @define
@@ -455,144 +365,6 @@ class ConfigAssembler:
         if len(whole) < len(chunks):
             return None
         self._chunks = []
-        config = _config(whole)
+        config = parse_config(whole)
         self.applied = part.revision
         return config
-
-
-def _config(chunks: list[bytes]) -> Config:
-    """The checked configuration in ``chunks``, each the TLVs of one part, by the rules of PROTOCOL
-    6.
-    """
-    values: dict[int, list[bytes]] = {kind: [] for kind in range(TLV_ADDRESS, TLV_TOKEN + 1)}
-    for chunk in chunks:
-        for kind, value in _split(chunk):
-            if kind in values:  # a type of a later version is no mistake
-                values[kind].append(value)
-    try:
-        config = Config(
-            addresses=_each(values[TLV_ADDRESS], _interface),
-            routes=_each(values[TLV_ROUTE], _network),
-            excluded=_each(values[TLV_EXCLUDED], _network),
-            dns=_each(values[TLV_DNS], _dns_server),
-            search=_each(values[TLV_SEARCH], _domain),
-            mtu=_single(values[TLV_MTU], _mtu),
-            poll_interval=_single(values[TLV_POLL_INTERVAL], _poll_interval),
-            token=_single(values[TLV_TOKEN], _token),
-        )
-    except ValueError:
-        raise RemoteProtocolError(CONFIG_INVALID) from None
-    few = (config.addresses, config.dns, config.search)
-    if len(config.routes) + len(config.excluded) > MAX_ROUTES or max(map(len, few)) > MAX_ADDRESSES:
-        raise RemoteProtocolError(CONFIG_INVALID)
-    return config
-
-
-def _split(chunk: bytes) -> list[tuple[int, bytes]]:
-    """The (type, value) pairs of one part."""
-    found = []
-    place = 0
-    while place < len(chunk):
-        start = place + _TLV.size
-        if start > len(chunk):
-            raise RemoteProtocolError(CONFIG_INVALID)
-        kind, size = _TLV.unpack_from(chunk, place)
-        place = start + size
-        if place > len(chunk):
-            raise RemoteProtocolError(CONFIG_INVALID)
-        found.append((kind, chunk[start:place]))
-    return found
-
-
-_ValueT = TypeVar("_ValueT")
-
-
-def _each(values: list[bytes], convert: Callable[[bytes], _ValueT]) -> tuple[_ValueT, ...]:
-    """All values in their order, each once: a route added twice is a failing command."""
-    return tuple(dict.fromkeys(map(convert, values)))
-
-
-def _single(values: list[bytes], convert: Callable[[bytes], _ValueT]) -> _ValueT | None:
-    if len(values) > 1:
-        raise ValueError("more than one value")
-    return convert(values[0]) if values else None
-
-
-# Each of these raises ValueError for what the client must not take from a hub.
-
-
-def _address(value: bytes) -> Address:
-    if len(value) == 4:
-        return IPv4Address(value)
-    if len(value) == 16:
-        return IPv6Address(value)
-    raise ValueError("an address has 4 or 16 bytes")
-
-
-def _host(value: bytes) -> Address:
-    address = _address(value)
-    if address.is_unspecified or address.is_multicast or address.is_loopback:
-        raise ValueError("not the address of a host")
-    return address
-
-
-def _interface(value: bytes) -> Interface:
-    address = _host(value[:-1])
-    if isinstance(address, IPv4Address):
-        return IPv4Interface((address, value[-1]))
-    return IPv6Interface((address, value[-1]))
-
-
-def _network(value: bytes) -> Network:
-    address = _address(value[:-1])
-    network: Network
-    if isinstance(address, IPv4Address):
-        network = IPv4Network((address, value[-1]))
-    else:
-        network = IPv6Network((address, value[-1]))
-    if network.is_loopback:
-        raise ValueError("loopback is never routed")
-    return network
-
-
-def _dns_server(value: bytes) -> Address:
-    return _host(value)
-
-
-def _domain(value: bytes) -> str:
-    domain = value.decode("ascii")
-    if len(domain) > 253 or not all(map(_is_label, domain.split("."))):
-        raise ValueError("not a domain name of LDH labels")
-    return domain
-
-
-def _is_label(label: str) -> bool:
-    """RFC 5890 2.3.1: letters, digits and inner hyphens, 1 to 63 of them. ``label`` is ASCII."""
-    return (
-        1 <= len(label) <= 63
-        and label.replace("-", "a").isalnum()
-        and label[0] != "-"
-        and label[-1] != "-"
-    )
-
-
-def _mtu(value: bytes) -> int:
-    if len(value) != 2:
-        raise ValueError("an MTU has 2 bytes")
-    mtu = int.from_bytes(value, "little")
-    if not MIN_MTU <= mtu <= MAX_MTU:
-        raise ValueError("an MTU that cannot carry IPv6")
-    return mtu
-
-
-def _poll_interval(value: bytes) -> float:
-    if len(value) != 2:
-        raise ValueError("an interval has 2 bytes")
-    seconds = int.from_bytes(value, "little") / 1000
-    return min(max(seconds, MIN_POLL_INTERVAL), MAX_POLL_INTERVAL)
-
-
-def _token(value: bytes) -> bytes:
-    if len(value) != TOKEN_BYTES:
-        raise ValueError("a token has 92 bytes")
-    return value
