@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,9 +13,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pyvpn.core.burst import Burst
-from pyvpn.errors import StartError
 from pyvpn.tx.endpoint import SocketAddress, UDPEndpoint
 from pyvpn.tx.tally import Tally
+from pyvpn.tx.udpsocket import PKTINFO, open_udp_socket, socket_address
 
 # One turn of the reactor takes no more than this, so that timers and the other port stay prompt.
 TURN_DATAGRAMS = 64
@@ -34,17 +33,8 @@ MOST_LONE_TURNS = 16
 # keepalives and polls come here.
 MOST_UNSENT = 1024
 
-# 8 MiB absorb what arrives while Python is busy elsewhere (FACTS 2.6); without privilege the
-# kernel gives less (net.core.rmem_max) and that is fine too.
-SOCKET_BUFFER_BYTES = 8 << 20
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
-
-# Python 3.11's socket module lacks this one.
-IP_PKTINFO = 8
 ANCILLARY_BYTES = 128
 LINK_LOCAL = b"\xfe\x80"
-
-NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 # The kernel's words for "that source address is not mine (any more)".
 SOURCE_GONE = (errno.EINVAL, errno.EADDRNOTAVAIL)
@@ -117,7 +107,7 @@ class UDPPort:
         self._unsent: list[Burst] = []
         self._lone_turns = 0
         self._lone_streak = 0
-        self._pktinfo = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)
+        self._pktinfo = PKTINFO[self.family]
         # The last sender: a run of its datagrams makes no new object.
         self._remote: SocketAddress | None = None
         self._ancillary: list[tuple[int, int, bytes]] = []
@@ -130,61 +120,11 @@ class UDPPort:
 
         :raises StartError: the port is in use, not allowed, or the address is not ours.
         """
-        sock = self._open()
-        try:
-            sock.setblocking(False)
-            self._set_options(sock)
-            sock.bind(self._bind_address())
-        except OSError as error:
-            sock.close()
-            raise StartError(self._bind_problem(error)) from error
-        self._socket = sock
-        self._fd = sock.fileno()
-
-    def _open(self) -> Any:
-        """An AF_INET6 socket; AF_INET where the kernel has no IPv6."""
-        try:
-            return self._system.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-        except OSError as error:
-            if error.errno not in NO_IPV6:
-                raise StartError(f"cannot make a UDP socket: {error.strerror}") from error
-        self._log.warn("this kernel has no IPv6: UDP port {port} is IPv4 only", port=self.port)
-        self.family = socket.AF_INET
-        self._pktinfo = (socket.IPPROTO_IP, IP_PKTINFO)
-        return self._system.socket(socket.AF_INET, socket.SOCK_DGRAM)
-
-    def _set_options(self, sock: Any) -> None:
-        if self.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        if self._pin_source and self.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        elif self._pin_source:
-            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-        for forced, plain in (
-            (SO_RCVBUFFORCE, socket.SO_RCVBUF),
-            (SO_SNDBUFFORCE, socket.SO_SNDBUF),
-        ):
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER_BYTES)
-            except OSError:
-                sock.setsockopt(socket.SOL_SOCKET, plain, SOCKET_BUFFER_BYTES)
-
-    def _bind_address(self) -> SocketAddress:
-        if self.interface:
-            return self.endpoint(self.interface, self.port).remote
-        if self.family == socket.AF_INET6:
-            return ("::", self.port, 0, 0)
-        return ("0.0.0.0", self.port)
-
-    def _bind_problem(self, error: OSError) -> str:
-        where = f"UDP port {self.port}" + (f" on {self.interface}" if self.interface else "")
-        if error.errno == errno.EADDRINUSE:
-            return f"{where} is in use by another program; choose another with --port, or stop it"
-        if error.errno == errno.EADDRNOTAVAIL:
-            return f"{self.interface} is not an address of this machine; see 'ip address'"
-        if error.errno == errno.EACCES:
-            return f"{where} needs privilege to open; use a port above 1023 or start as root"
-        return f"{where} cannot be opened: {error.strerror}"
+        self._socket, self.family = open_udp_socket(
+            self._system, self.interface, self.port, self._pin_source
+        )
+        self._pktinfo = PKTINFO[self.family]
+        self._fd = self._socket.fileno()
 
     @property
     def localPort(self) -> int:
@@ -222,21 +162,7 @@ class UDPPort:
         :param host: IPv4 or IPv6 text; link-local IPv6 with ``%interface`` or ``%index``.
         :raises ValueError: not a numeric address, or IPv6 on an IPv4-only socket.
         """
-        address = ipaddress.ip_address(host)
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
-        if self.family == socket.AF_INET:
-            if address.version == 6:
-                raise ValueError(f"{host} is IPv6, and this kernel has none")
-            return UDPEndpoint((str(address), port))
-        scope = 0
-        if isinstance(address, ipaddress.IPv4Address):
-            packed = bytes(10) + b"\xff\xff" + address.packed
-        else:
-            packed = address.packed
-            if address.scope_id:
-                scope = _scope_index(address.scope_id)
-        return UDPEndpoint((socket.inet_ntop(socket.AF_INET6, packed), port, 0, scope))
+        return UDPEndpoint(socket_address(host, port, self.family))
 
     def _endpoint_of(
         self, remote: SocketAddress, ancillary: list[tuple[int, int, bytes]]
@@ -427,13 +353,3 @@ class UDPPort:
         if lost:
             self._tally.add("connection_lost")
             self.protocol.udpConnectionLost(reason)
-
-
-def _scope_index(scope: str) -> int:
-    """The interface index of a scope, which is a name or that number."""
-    if scope.isdigit():
-        return int(scope)
-    try:
-        return socket.if_nametoindex(scope)
-    except OSError:
-        raise ValueError(f"there is no interface {scope}") from None

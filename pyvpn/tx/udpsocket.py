@@ -1,0 +1,131 @@
+"""Opening the UDP socket: one for both families, with a clear word when that fails."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from typing import Any
+
+from twisted.logger import Logger
+
+from pyvpn.errors import StartError
+from pyvpn.tx.endpoint import V4_MAPPED, SocketAddress
+
+# 8 MiB absorb what arrives while Python is busy elsewhere (FACTS 2.6); without privilege the
+# kernel gives less (net.core.rmem_max) and that is fine too.
+SOCKET_BUFFER_BYTES = 8 << 20
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+
+# Python 3.11's socket module lacks this one.
+IP_PKTINFO = 8
+
+# Level and type of the control message that holds our own address, by family. An AF_INET6 socket
+# uses its own kind for IPv4 too, in both directions.
+PKTINFO = {
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO),
+    socket.AF_INET: (socket.IPPROTO_IP, IP_PKTINFO),
+}
+
+NO_IPV6 = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+
+_log = Logger()
+
+
+def open_udp_socket(
+    system: Any, interface: str, port: int, pktinfo: bool
+) -> tuple[Any, socket.AddressFamily]:
+    """A bound, non-blocking UDP socket and its family: AF_INET only where there is no IPv6.
+
+    :param system: ``socket(family, type)`` as in :mod:`socket`.
+    :param interface: the one local address, numeric; "" for all.
+    :param pktinfo: deliver with each datagram the address it was sent to.
+    :raises StartError: the port is in use, not allowed, or the address is not ours.
+    """
+    where = f"UDP port {port}" + (f" on {interface}" if interface else "")
+    sock = None
+    try:
+        sock, family = _new_socket(system)
+        sock.setblocking(False)
+        _set_options(sock, family, pktinfo)
+        sock.bind(socket_address(interface or _any(family), port, family))
+    except (OSError, ValueError) as error:
+        if sock is not None:
+            sock.close()
+        raise StartError(_problem(error, where, interface)) from error
+    return sock, family
+
+
+def _any(family: socket.AddressFamily) -> str:
+    return "::" if family == socket.AF_INET6 else "0.0.0.0"
+
+
+def _new_socket(system: Any) -> tuple[Any, socket.AddressFamily]:
+    try:
+        return system.socket(socket.AF_INET6, socket.SOCK_DGRAM), socket.AF_INET6
+    except OSError as error:
+        if error.errno not in NO_IPV6:
+            raise
+    _log.warn("this kernel has no IPv6: listening for IPv4 only")
+    return system.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.AF_INET
+
+
+def _set_options(sock: Any, family: socket.AddressFamily, pktinfo: bool) -> None:
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    if pktinfo and family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    elif pktinfo:
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER_BYTES)
+        except OSError:
+            sock.setsockopt(socket.SOL_SOCKET, plain, SOCKET_BUFFER_BYTES)
+
+
+def _problem(error: OSError | ValueError, where: str, interface: str) -> str:
+    if isinstance(error, ValueError):
+        return f"{where} cannot be opened: {error}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{where} is in use by another program; choose another with --port, or stop it"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{interface} is not an address of this machine; 'ip address' lists them"
+    if error.errno == errno.EACCES:
+        return f"{where} needs privilege to open; use a port above 1023 or start as root"
+    return f"{where} cannot be opened: {error.strerror}"
+
+
+def socket_address(host: str, port: int, family: int) -> SocketAddress:
+    """The socket address of a numeric address, written as ``recvmsg`` of that family writes it.
+
+    So an endpoint made from text equals the one of the answer.
+
+    :param host: IPv4 or IPv6 text; link-local IPv6 with ``%interface`` or ``%index``.
+    :raises ValueError: not a numeric address, or IPv6 for an IPv4-only socket.
+    """
+    address = ipaddress.ip_address(host)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    if family == socket.AF_INET:
+        if address.version == 6:
+            raise ValueError(f"{host} is an IPv6 address, and this kernel has no IPv6")
+        return (str(address), port)
+    scope = 0
+    if isinstance(address, ipaddress.IPv4Address):
+        packed = V4_MAPPED + address.packed
+    else:
+        packed = address.packed
+        if address.scope_id:
+            scope = _scope_index(address.scope_id)
+    return (socket.inet_ntop(socket.AF_INET6, packed), port, 0, scope)
+
+
+def _scope_index(scope: str) -> int:
+    """The interface index of a scope, which is that number or a name."""
+    if scope.isdigit():
+        return int(scope)
+    try:
+        return socket.if_nametoindex(scope)
+    except OSError:
+        raise ValueError(f"there is no interface {scope}") from None
