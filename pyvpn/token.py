@@ -66,7 +66,7 @@ def user_name(text: str) -> str:
         (docs/protocol.rst, "Login v1").
     """
     name = unicodedata.normalize("NFC", text)
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+    if any(_unprintable(unicodedata.category(character)) for character in name):
         raise ConfigError(
             "user name: control characters, line breaks and text that is not UTF-8 are refused"
         )
@@ -74,6 +74,10 @@ def user_name(text: str) -> str:
     if not 1 <= size <= MAX_USER_BYTES:
         raise ConfigError(f"user name: {size} bytes of UTF-8, 1 to {MAX_USER_BYTES} are allowed")
     return name
+
+
+def _unprintable(category: str) -> bool:
+    return category.startswith("C") or category in ("Zl", "Zp")
 
 
 def host_and_port(text: str, default_port: int = DEFAULT_PORT) -> str:
@@ -147,8 +151,8 @@ class NetworkToken:
     def __attrs_post_init__(self) -> None:
         if self.log_n not in LOG_N_RANGE or self.r != SCRYPT_R or self.p != SCRYPT_P:
             raise ConfigError(
-                f"network token: scrypt with logN {self.log_n}, r {self.r}, p {self.p} refused; allowed "
-                f"are logN {LOG_N_RANGE[0]} to {LOG_N_RANGE[-1]}, r {SCRYPT_R}, p {SCRYPT_P}"
+                f"network token: scrypt with logN {self.log_n}, r {self.r}, p {self.p} refused; "
+                f"allowed: logN {LOG_N_RANGE[0]} to {LOG_N_RANGE[-1]}, r {SCRYPT_R}, p {SCRYPT_P}"
             )
         # RFC 7748, section 5: the top bit of a u coordinate is ignored.
         u = int.from_bytes(self.login_public, "little") & (2**255 - 1)
