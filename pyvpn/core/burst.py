@@ -9,7 +9,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 class Endpoint(Hashable, Protocol):
-    """Where datagrams come from and go to; opaque to the core but for what REPLY and cookies need."""
+    """Where datagrams come from and go to: opaque but for what REPLY and cookies need."""
 
     def wire_address(self) -> bytes:
         """Return 18 bytes: the IPv6 or v4-mapped address and the port, little-endian."""

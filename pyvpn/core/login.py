@@ -33,7 +33,7 @@ _PAYLOAD1 = struct.Struct("<BBHI12s16sB32s3s")
 _PAYLOAD2 = struct.Struct("<BBHII12s")
 _MACS = 32
 
-#: scrypt 2^20, 8, 1, the dearest accepted, needs 1 GiB; OpenSSL refuses above its default of 32 MiB.
+#: scrypt 2^17, 8, 1 needs 128 MiB and a little; OpenSSL refuses above its default of 32 MiB.
 _SCRYPT_OVERHEAD = 64 << 20
 
 RandomBytes = Callable[[int], bytes]
@@ -196,7 +196,16 @@ class LoginRequest:
     :ivar stamp: 12 bytes TAI64N.
     """
 
-    __slots__ = ("_keys", "_state", "device", "flags", "public_key", "remote_index", "stamp", "user")
+    __slots__ = (
+        "_keys",
+        "_state",
+        "device",
+        "flags",
+        "public_key",
+        "remote_index",
+        "stamp",
+        "user",
+    )
 
     def __init__(
         self, keys: NetworkKeys, login_key: KeyPair, message: bytes, random_bytes: RandomBytes

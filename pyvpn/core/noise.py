@@ -187,7 +187,7 @@ class HandshakeState:
             return
         # "es" is the initiator's ephemeral with the responder's static key, and so on: the first
         # letter belongs to the initiator, the second to the responder.
-        mine, theirs = token if self._initiator else reversed(token)
+        mine, theirs = tuple(token if self._initiator else reversed(token))
         key = self._e if mine == "e" else self._s
         if key is None:
             raise LocalProtocolError(f"the pattern uses {token} before e")

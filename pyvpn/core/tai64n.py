@@ -1,6 +1,7 @@
 """TAI64N time stamps: 12 bytes that compare as the times they name.
 
-Big-endian u64 of 2^62 + 10 + Unix seconds, then big-endian u32 nanoseconds (docs/protocol.rst, "Conventions").
+Big-endian u64 of 2^62 + 10 + Unix seconds, then big-endian u32 nanoseconds (docs/protocol.rst,
+"Conventions").
 """
 
 from __future__ import annotations

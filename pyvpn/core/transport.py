@@ -1,4 +1,6 @@
-"""Transport data, type 4: one session's keys, counters and replay window (docs/protocol.rst, "Transport").
+"""Transport data, type 4: one session's keys, counters and replay window.
+
+Specified in docs/protocol.rst, "Transport".
 
 A datagram is ``0x04 0 0 0 ‖ receiver u32 ‖ counter u64 ‖ sealed``, little-endian; the nonce is four
 zero bytes and the counter, the associated data empty.
@@ -33,7 +35,7 @@ class Session:
     """The symmetric keys of one completed handshake.
 
     :ivar local_index: u32 that the other side puts into its datagrams.
-    :ivar created: seconds of ``now`` at which the keys were derived.
+    :ivar created: seconds of ``now`` at which the keys were derived; they serve until ``expires``.
     :ivar forged: datagrams whose tag was wrong.
     :ivar replayed: authentic datagrams that had been received before, or too late to tell.
     """
@@ -41,13 +43,13 @@ class Session:
     __slots__ = (
         "_decrypt",
         "_encrypt",
-        "_prefix",
         "created",
+        "expires",
         "forged",
         "inner_mtu",
         "local_index",
-        "rekey_after_messages",
         "reject_after_messages",
+        "rekey_after_messages",
         "remote_index",
         "replayed",
         "send_counter",
@@ -72,6 +74,7 @@ class Session:
         self.remote_index = remote_index
         self.inner_mtu = inner_mtu
         self.created = created
+        self.expires = created + REJECT_AFTER_TIME
         self.rekey_after_messages = AES_REKEY_AFTER_MESSAGES if aes else REKEY_AFTER_MESSAGES
         self.reject_after_messages = AES_REJECT_AFTER_MESSAGES if aes else REJECT_AFTER_MESSAGES
         self.send_counter = 0
@@ -81,10 +84,7 @@ class Session:
 
     def expired(self, now: float) -> bool:
         """Tell whether the session may be used no more, to send or to receive."""
-        return (
-            now - self.created >= REJECT_AFTER_TIME
-            or self.send_counter >= self.reject_after_messages
-        )
+        return now >= self.expires or self.send_counter >= self.reject_after_messages
 
     def worn(self) -> bool:
         """Tell whether either direction has sent so many datagrams that a rekey is due."""

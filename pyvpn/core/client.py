@@ -1,0 +1,499 @@
+"""The client's core: it logs in, keeps its session alive and fresh, and tells what the hub says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
+
+from attrs import define, frozen
+
+from pyvpn.core import control, login, tai64n
+from pyvpn.core.burst import Burst, Endpoint
+from pyvpn.core.login import LoginAttempt, LoginFlags, NetworkKeys
+from pyvpn.core.noise import KeyPair
+from pyvpn.core.peer import Peer
+from pyvpn.core.timers import (
+    BACKOFF_MAXIMUM,
+    HELLO_INTERVAL,
+    NEVER,
+    REFUSED_RETRY_TIME,
+    REKEY_AFTER_TIME,
+    REKEY_ATTEMPT_TIME,
+    REKEY_JITTER,
+    REKEY_ON_RECEIVE_TIME,
+    REKEY_TIMEOUT,
+    SILENCE_TIME,
+    LivenessTimer,
+)
+from pyvpn.core.transport import Session
+from pyvpn.core.vpncore import VPNCore
+from pyvpn.errors import LocalProtocolError, RemoteProtocolError
+
+#: Seconds between polls when the hub pushes.
+PUSH_POLL_INTERVAL = 25.0
+#: After BYE 1 everybody would come back at once: each waits a random part of this.
+RESTART_SPREAD = 2.0
+
+
+class State(Enum):
+    """Where a client is; :data:`TRANSITIONS` says how it gets there."""
+
+    STOPPED = "stopped"
+    CONNECTING = "connecting"
+    CONFIGURING = "configuring"
+    UP = "up"
+    REFUSED = "refused"
+
+
+class Input(Enum):
+    """What moves a client from one state to another."""
+
+    START = "start"
+    ANSWERED = "answered"
+    CONFIGURED = "configured"
+    LOST = "lost"
+    REFUSED = "refused"
+    STOP = "stop"
+
+
+#: The whole machine: what is not listed cannot happen.
+TRANSITIONS: dict[tuple[State, Input], State] = {
+    (State.STOPPED, Input.START): State.CONNECTING,
+    (State.CONNECTING, Input.ANSWERED): State.CONFIGURING,
+    (State.CONNECTING, Input.STOP): State.STOPPED,
+    (State.CONFIGURING, Input.ANSWERED): State.CONFIGURING,
+    (State.CONFIGURING, Input.CONFIGURED): State.UP,
+    (State.CONFIGURING, Input.LOST): State.CONNECTING,
+    (State.CONFIGURING, Input.REFUSED): State.REFUSED,
+    (State.CONFIGURING, Input.STOP): State.STOPPED,
+    (State.UP, Input.ANSWERED): State.UP,
+    (State.UP, Input.CONFIGURED): State.UP,
+    (State.UP, Input.LOST): State.CONNECTING,
+    (State.UP, Input.REFUSED): State.REFUSED,
+    (State.UP, Input.STOP): State.STOPPED,
+    (State.REFUSED, Input.START): State.CONNECTING,
+    (State.REFUSED, Input.STOP): State.STOPPED,
+}
+
+
+@frozen
+class ResolveServer:
+    """The server's name is to be resolved; answer with :meth:`VPNClient.server_resolved`."""
+
+
+@frozen
+class StampUsed:
+    """A login was sent with this stamp (Unix nanoseconds): it is to be persisted."""
+
+    nanoseconds: int
+
+
+@frozen
+class Connected:
+    """The hub answered a login; ``endpoint`` is where it is."""
+
+    endpoint: Endpoint
+
+
+@frozen
+class Configured:
+    """The hub told addresses and more, checked; they are to be applied."""
+
+    config: control.Config
+
+
+@frozen
+class NoAnswer:
+    """Nobody has answered for 15 s; said once an outage."""
+
+
+@frozen
+class Disconnected:
+    """There is no session any more; the client goes on trying unless it was stopped."""
+
+    reason: str
+
+
+@frozen
+class Refused:
+    """The hub let us in and then said why not; the next try is in 300 s."""
+
+    reason: control.ByeReason
+    text: str
+
+
+@define
+class _Attempt:
+    """One endeavour to get a new session: a handshake and its repetitions.
+
+    A login is for a hub that may have moved, restarted or forgotten us: the name is resolved
+    again, HELLO said again. A rekey goes to where the present session is.
+    """
+
+    rekey: bool
+    started: float
+    due: float
+    interval: float = REKEY_TIMEOUT
+    last_sent: float = -NEVER
+    resolving: bool = False
+
+
+class VPNClient(VPNCore[Peer]):
+    """A client of one hub.
+
+    :param static: the key pair of the user's password.
+    :param last_stamp: Unix nanoseconds of the last stamp ever used with this device id, 0 for none.
+    :param wanted4: the address to ask for, None for any.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: NetworkKeys,
+        static: KeyPair,
+        user: str,
+        device: bytes,
+        device_name: str,
+        last_stamp: int,
+        wanted4: IPv4Address | None = None,
+        wanted6: IPv6Address | None = None,
+        flags: LoginFlags,
+        inner_mtu: int,
+        poll_interval: float | None = None,
+        wall_clock: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        super().__init__(wall_clock=wall_clock, random_bytes=random_bytes, inner_mtu=inner_mtu)
+        self.state = State.STOPPED
+        self.hub = Peer()
+        self._keys = keys
+        self._static = static
+        self._user = user
+        self._device = device
+        self._flags = flags
+        self._hello = control.Hello(wanted4, wanted6, device_name)
+        self._last_stamp = last_stamp
+        self._poll_interval = poll_interval or PUSH_POLL_INTERVAL
+        self._servers: list[Endpoint] = []
+        self._next_server = 0
+        self._attempt: _Attempt | None = None
+        self._pending: LoginAttempt | None = None
+        self._pending_endpoint: Endpoint | None = None
+        self._silent_since: float | None = None
+        self._retry_due = NEVER
+        self._rekeyed_on_receive = False
+        # One session's worth:
+        self._config = control.ConfigAssembler()
+        self._acknowledged: control.ConfigAck | None = None
+        self._hello_due = NEVER
+        self._poll_due = NEVER
+        self._poll_seq = 0
+        self._poll_epoch = 0
+        self._liveness = LivenessTimer()
+
+    # -- what the owner tells -----------------------------------------------------------------
+
+    def start(self, now: float) -> None:
+        """Log in, and stay logged in."""
+        self._move(Input.START)
+        self._retry_due = NEVER
+        self._begin(now, rekey=False)
+
+    def stop(self, now: float) -> None:
+        """Say BYE and forget all keys."""
+        if self.hub.current is not None:
+            bye = control.Bye(control.ByeReason.STOPPED, "").pack()
+            self._send_control(self.hub, self.hub.current, bye, now)
+        self._move(Input.STOP)
+        self._forget_all()
+        self._attempt = self._pending = None
+        self._retry_due = NEVER
+
+    def server_resolved(self, endpoints: Sequence[Endpoint], now: float) -> None:
+        """Answer :class:`ResolveServer`; an empty list means that the name has no address now.
+
+        Each try of a login takes the next address.
+        """
+        if self._attempt is None or not self._attempt.resolving:
+            return
+        self._attempt.resolving = False
+        self._servers = list(endpoints)
+        if self._servers:
+            self._next_server += 1
+            self._send_initiation(self._servers[self._next_server % len(self._servers)], now)
+        else:
+            self.counters["server_unresolved"] += 1
+
+    def link_changed(self, now: float) -> None:
+        """Try at once instead of waiting for the next try: the machine's network has changed."""
+        self._hurry(now)
+
+    # -- attempts -----------------------------------------------------------------------------
+
+    def _begin(self, now: float, *, rekey: bool) -> None:
+        """Begin an attempt; a login takes over from a rekey that is under way."""
+        if self._attempt is not None and (rekey or not self._attempt.rekey):
+            return
+        self._attempt = _Attempt(rekey, started=now, due=now)
+        if self._silent_since is None:
+            self._silent_since = now
+        self._try_again(now)
+
+    def _try_again(self, now: float) -> None:
+        """Send the next 0x50 of the attempt, or ask where to."""
+        attempt = self._attempt
+        if attempt is None:
+            return
+        if now - attempt.started >= REKEY_ATTEMPT_TIME:
+            attempt.interval = min(attempt.interval * 2, BACKOFF_MAXIMUM)
+        attempt.due = now + attempt.interval + self._jitter(REKEY_JITTER)
+        attempt.last_sent = now
+        if attempt.rekey and self.hub.endpoint is not None:
+            self._send_initiation(self.hub.endpoint, now)
+        else:
+            attempt.resolving = True
+            self._events.append(ResolveServer())
+
+    def _hurry(self, now: float) -> None:
+        attempt = self._attempt
+        if attempt is not None and now - attempt.last_sent >= REKEY_TIMEOUT:
+            attempt.due = now
+
+    def _jitter(self, most: float) -> float:
+        return most * int.from_bytes(self._random_bytes(2), "little") / 65536
+
+    def _send_initiation(self, endpoint: Endpoint, now: float) -> None:
+        """Send a fresh 0x50: new ephemeral key, new index, later stamp."""
+        clock = tai64n.whiten(self._wall_clock())
+        self._last_stamp = max(clock, self._last_stamp + tai64n.WHITENING)
+        self._pending = LoginAttempt(
+            self._keys,
+            self._static,
+            index=self._new_index(),
+            stamp=tai64n.pack(self._last_stamp),
+            device=self._device,
+            user=self._user,
+            flags=self._flags,
+            random_bytes=self._random_bytes,
+        )
+        self._pending_endpoint = endpoint
+        self._events.append(StampUsed(self._last_stamp))
+        self._outbox.append(Burst(endpoint, [self._pending.message, b""], login.INITIATION_SIZE))
+
+    def _handshake_received(self, message: bytes, endpoint: Endpoint, now: float) -> None:
+        if message[0] != login.RESPONSE:
+            raise RemoteProtocolError("datagram_unknown")
+        if len(message) != login.RESPONSE_SIZE:
+            raise RemoteProtocolError("datagram_length")
+        if self._pending is None or self._pending_endpoint is None:
+            raise RemoteProtocolError("response_unexpected")
+        keys = self._pending.answered(message)
+        session = Session(
+            send_key=keys.send,
+            receive_key=keys.receive,
+            aes=LoginFlags.AES_256_GCM in keys.flags,
+            local_index=self._pending.index,
+            remote_index=keys.remote_index,
+            inner_mtu=min(keys.inner_mtu, self.inner_mtu),
+            created=now,
+        )
+        self._answered(session, self._pending_endpoint, now)
+
+    def _answered(self, session: Session, endpoint: Endpoint, now: float) -> None:
+        """Make a new session current and use it at once: the hub waits for our first packet."""
+        rekey = self._attempt is not None and self._attempt.rekey and self.state is State.UP
+        hub = self.hub
+        self._attempt = self._pending = None
+        self._forget(hub, hub.previous)
+        hub.previous, hub.current = hub.current, session
+        hub.endpoint = endpoint
+        hub.last_heard = now
+        self._sessions[session.local_index] = (hub, session)
+        self._move(Input.ANSWERED)
+        self._silent_since = None
+        self._rekeyed_on_receive = False
+        self._liveness.any_authenticated_packet_received()
+        self._config = control.ConfigAssembler()
+        self._acknowledged = None
+        self._poll_seq = 0
+        self._poll_epoch = self._wall_clock() - int(now * 1e9)
+        self._poll(now)
+        if not rekey:
+            self._say_hello(now)
+            self._events.append(Connected(endpoint))
+        if self.state is State.UP:
+            self._send_staged(hub, now)
+
+    # -- what the hub says --------------------------------------------------------------------
+
+    def _authenticated(
+        self, peer: Peer, session: Session, endpoint: Endpoint, data: bool, now: float
+    ) -> None:
+        peer.last_heard = now
+        self._liveness.any_authenticated_packet_received()
+        if data:
+            peer.keepalive.data_received(now)
+        if (
+            session is peer.current
+            and now - session.created >= REKEY_ON_RECEIVE_TIME
+            and not self._rekeyed_on_receive
+        ):
+            self._rekeyed_on_receive = True
+            self._begin(now, rekey=True)
+
+    def _control_received(
+        self, peer: Peer, session: Session, frame: control.Frame, endpoint: Endpoint, now: float
+    ) -> None:
+        if isinstance(frame, control.Reply):
+            return  # that it came is what it is for; the rest is for poll delivery
+        if isinstance(frame, control.ConfigPart):
+            self._config_received(session, frame, now)
+        elif isinstance(frame, control.Bye):
+            self._bye_received(session, frame, now)
+        else:
+            raise RemoteProtocolError("control_wrong_direction")
+
+    def _config_received(self, session: Session, part: control.ConfigPart, now: float) -> None:
+        if session is not self.hub.current:
+            raise RemoteProtocolError("config_old_session")
+        acknowledged = self._acknowledged
+        if acknowledged is not None and acknowledged.revision == part.revision:
+            self._send_control(self.hub, session, acknowledged.pack(), now)  # ours was lost
+            return
+        config = self._config.add(part)
+        if config is None:
+            return
+        if not config.addresses:
+            raise RemoteProtocolError("config_invalid")
+        self._hello_due = NEVER
+        self._acknowledged = control.ConfigAck(part.revision, 0)
+        self._send_control(self.hub, session, self._acknowledged.pack(), now)
+        self._allowed.remove_peer(self.hub)
+        for interface in config.addresses:
+            self._allowed.insert(interface.network, self.hub)
+        self._move(Input.CONFIGURED)
+        self._events.append(Configured(config))
+        self._send_staged(self.hub, now)
+
+    def _bye_received(self, session: Session, bye: control.Bye, now: float) -> None:
+        if session is not self.hub.current:
+            self._forget(self.hub, session)
+            return
+        if bye.reason <= control.ByeReason.RESTARTING:
+            self._lose("hub " + control.ByeReason(bye.reason).name.lower(), now)
+            if self._attempt is not None:
+                self._attempt.due = now + self._jitter(RESTART_SPREAD)
+            return
+        self._move(Input.REFUSED)
+        self._forget_all()
+        self._attempt = self._pending = None
+        self._retry_due = now + REFUSED_RETRY_TIME
+        self._events.append(Refused(control.ByeReason(bye.reason), bye.text))
+
+    def _lose(self, reason: str, now: float) -> None:
+        """Go back to logging in: there is no usable session."""
+        self._move(Input.LOST)
+        self._forget_all()
+        self._events.append(Disconnected(reason))
+        if self._attempt is None or self._attempt.rekey:
+            self._attempt = _Attempt(False, started=now, due=now)
+        if self._silent_since is None:
+            self._silent_since = now
+
+    def _forget_all(self) -> None:
+        for session in self.hub.sessions():
+            self._forget(self.hub, session)
+        self._hello_due = self._poll_due = NEVER
+        self._liveness.any_authenticated_packet_received()
+        self.hub.keepalive.any_authenticated_packet_sent()
+
+    # -- what we say --------------------------------------------------------------------------
+
+    def _poll(self, now: float) -> None:
+        session = self.hub.current
+        if session is None:
+            return
+        self._poll_seq += 1
+        poll = control.Poll(
+            stamp=tai64n.pack(self._poll_epoch + int(now * 1e9)),
+            seq=self._poll_seq,
+            credit_bytes=0,
+            credit_datagrams=0,
+        )
+        self._poll_due = now + self._poll_interval
+        self._liveness.answer_expected(now)
+        self._send_control(self.hub, session, poll.pack(), now)
+
+    def _say_hello(self, now: float) -> None:
+        if self.hub.current is not None:
+            self._hello_due = now + HELLO_INTERVAL
+            self._send_control(self.hub, self.hub.current, self._hello.pack(), now)
+
+    def _sent(self, peer: Peer, data: bool, now: float) -> None:
+        peer.keepalive.any_authenticated_packet_sent()
+        if data:
+            self._liveness.answer_expected(now)
+        session = peer.current
+        if session is not None and (now - session.created >= REKEY_AFTER_TIME or session.worn()):
+            self._begin(now, rekey=True)
+
+    def _session_wanted(self, peer: Peer, now: float) -> None:
+        self._hurry(now)
+
+    # -- timers -------------------------------------------------------------------------------
+
+    def next_timer(self) -> tuple[float, str] | None:
+        session = self.hub.current
+        attempt = self._attempt
+        expiry = min((session.expires for session in self.hub.sessions()), default=NEVER)
+        silence = self._silent_since
+        when, reason = min(
+            (attempt.due if attempt is not None else NEVER, "attempt"),
+            (NEVER if silence is None else silence + SILENCE_TIME, "silence"),
+            (self._retry_due, "refused_retry"),
+            (expiry, "session_expiry"),
+            (self._hello_due, "hello"),
+            (self._poll_due, "poll"),
+            (self._liveness.due if session is not None else NEVER, "liveness"),
+            (self.hub.keepalive.due if session is not None else NEVER, "keepalive"),
+        )
+        return None if when == NEVER else (when, reason)
+
+    def handle_timer(self, now: float) -> None:
+        if self._retry_due <= now:
+            self.start(now)
+        current = self.hub.current
+        self._expire_sessions(self.hub, now)
+        if current is not None and self.hub.current is None:
+            self._lose("no answer from the hub", now)
+        if self._silent_since is not None and self._silent_since + SILENCE_TIME <= now:
+            self._silent_since = NEVER
+            self._events.append(NoAnswer())
+        if self._attempt is not None and self._attempt.due <= now:
+            if self._attempt.rekey and self.hub.current is None:
+                self._attempt.rekey = False
+            self._try_again(now)
+        if self.hub.current is not None:
+            self._handle_session_timers(self.hub.current, now)
+
+    def _handle_session_timers(self, session: Session, now: float) -> None:
+        if self._liveness.due <= now:
+            if self._liveness.step():
+                self._begin(now, rekey=False)
+            else:
+                self._poll(now)
+        if self._hello_due <= now:
+            self._say_hello(now)
+        if self._poll_due <= now:
+            self._poll(now)
+        if self.hub.keepalive.due <= now:
+            self.hub.keepalive.any_authenticated_packet_sent()
+            self._send_control(self.hub, session, b"", now)
+
+    def _move(self, input: Input) -> None:
+        """Take one step of :data:`TRANSITIONS`."""
+        try:
+            self.state = TRANSITIONS[self.state, input]
+        except KeyError:
+            raise LocalProtocolError(f"{input.value} while {self.state.value}") from None

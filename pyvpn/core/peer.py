@@ -1,0 +1,86 @@
+"""One peer: its sessions, endpoint, staged packets and counters. It knows no other peer."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from pyvpn.core.burst import Endpoint
+from pyvpn.core.timers import KeepaliveTimer
+from pyvpn.core.transport import Session
+
+#: Packets that wait for a session, a peer (docs/protocol.rst, "Limits").
+STAGED_PACKETS = 128
+STAGED_BYTES = 256 << 10
+
+
+class Peer:
+    """The other end of a tunnel.
+
+    A responder keeps a new session as *next* until the first valid datagram on it makes it
+    *current*; what was current stays as *previous*, to receive what is still under way.
+
+    :ivar endpoint: where its datagrams go.
+    :ivar last_heard: ``now`` of the last authenticated datagram.
+    :ivar rx_bytes: inner bytes received; ``tx_bytes`` sent; the same for packets.
+    """
+
+    __slots__ = (
+        "current",
+        "endpoint",
+        "keepalive",
+        "last_heard",
+        "next",
+        "previous",
+        "rx_bytes",
+        "rx_packets",
+        "staged",
+        "staged_bytes",
+        "staged_since",
+        "tx_bytes",
+        "tx_packets",
+    )
+
+    def __init__(self) -> None:
+        self.endpoint: Endpoint | None = None
+        self.previous: Session | None = None
+        self.current: Session | None = None
+        self.next: Session | None = None
+        self.keepalive = KeepaliveTimer()
+        self.staged: deque[bytes] = deque()
+        self.staged_bytes = 0
+        self.staged_since = 0.0
+        self.last_heard: float | None = None
+        self.rx_bytes = self.rx_packets = 0
+        self.tx_bytes = self.tx_packets = 0
+
+    def sessions(self) -> list[Session]:
+        """Return the sessions that exist, previous, current, next."""
+        return [s for s in (self.previous, self.current, self.next) if s is not None]
+
+    def stage(self, packet: bytes, now: float) -> list[bytes]:
+        """Keep a packet until there is a session; return the oldest ones that had to go for it."""
+        if not self.staged:
+            self.staged_since = now
+        self.staged.append(packet)
+        self.staged_bytes += len(packet)
+        dropped = []
+        while len(self.staged) > STAGED_PACKETS or self.staged_bytes > STAGED_BYTES:
+            dropped.append(self.staged.popleft())
+            self.staged_bytes -= len(dropped[-1])
+        return dropped
+
+    def unstage(self) -> list[bytes]:
+        """Return all staged packets, oldest first, and forget them."""
+        packets = list(self.staged)
+        self.staged.clear()
+        self.staged_bytes = 0
+        return packets
+
+    def drop(self, session: Session) -> None:
+        """Forget one session."""
+        if session is self.previous:
+            self.previous = None
+        elif session is self.current:
+            self.current = None
+        elif session is self.next:
+            self.next = None

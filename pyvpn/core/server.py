@@ -1,0 +1,492 @@
+"""The hub's core: logins, sessions of many peers, leases told to clients, polls answered."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Iterator
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+
+from attrs import define, frozen
+
+from pyvpn.core import control, login, tai64n
+from pyvpn.core.burst import Burst, Endpoint
+from pyvpn.core.cookies import mac1_valid
+from pyvpn.core.leases import Lease
+from pyvpn.core.login import LoginFlags, LoginRequest, NetworkKeys
+from pyvpn.core.noise import KeyPair
+from pyvpn.core.peer import Peer
+from pyvpn.core.timers import CONFIG_INTERVAL, CONFIG_TRIES, NEVER, TimerQueue
+from pyvpn.core.transport import REJECT_AFTER_TIME, Session
+from pyvpn.core.vpncore import VPNCore
+from pyvpn.errors import LocalProtocolError, RemoteProtocolError
+
+#: A stamp may be this far ahead of the hub's clock; a later one would brick the key for that long.
+FUTURE_STAMP = 86_400_000_000_000  # ns
+#: 20 polls a second, a session (docs/protocol.rst, "Control frames").
+POLL_SPACING = 0.05
+#: What a client that never heard of its user's key is compared with: same work, never equal.
+_NO_KEY = bytes(32)
+
+
+@frozen
+class LoginRequested:
+    """A login passed every check of the core; answer with :meth:`VPNServer.login_decided`."""
+
+    id: int
+    user: str
+    device: bytes
+
+
+@frozen
+class LeaseRequested:
+    """A device says hello; answer with :meth:`VPNServer.lease_decided`."""
+
+    id: int
+    user: str
+    device: bytes
+    wanted4: IPv4Address | None
+    wanted6: IPv6Address | None
+    name: str
+
+
+@frozen
+class SessionConfirmed:
+    """The first valid datagram on a new session: ``stamp`` (TAI64N) is now to be persisted."""
+
+    user: str
+    device: bytes
+    stamp: bytes
+    endpoint: Endpoint
+    #: False for the rekey of a session that was alive.
+    new: bool
+
+
+@frozen
+class SessionEnded:
+    """A device's session is over; ``reason`` is a counter-like word."""
+
+    user: str
+    device: bytes
+    reason: str
+
+
+class ServerPeer(Peer):
+    """One device of one user."""
+
+    __slots__ = (
+        "config_due",
+        "config_frames",
+        "config_tries",
+        "device",
+        "last_poll",
+        "lease",
+        "name",
+        "next_endpoint",
+        "next_stamp",
+        "pending_hello",
+        "stamp_seen",
+        "started",
+        "user",
+    )
+
+    def __init__(self, user: str, device: bytes) -> None:
+        super().__init__()
+        self.user = user
+        self.device = device
+        self.name = ""
+        self.lease: Lease | None = None
+        #: The highest stamp of a right login, persisted or not.
+        self.stamp_seen = b""
+        self.next_stamp = b""
+        self.next_endpoint: Endpoint | None = None
+        self.config_frames: list[control.ConfigPart] = []
+        self.config_tries = 0
+        self.config_due = NEVER
+        self.pending_hello = False
+        self.last_poll = -POLL_SPACING
+        #: ``now`` at which the present connection, rekeys included, began.
+        self.started = 0.0
+
+
+@define
+class _Undecided:
+    request: LoginRequest
+    endpoint: Endpoint
+
+
+class VPNServer(VPNCore[ServerPeer]):
+    """The hub. It owns the sessions; users and leases are told to it.
+
+    :param network4: the VPN's IPv4 network; clients get its prefix length with their address.
+    :param network6: the same for IPv6, None for a network without.
+    :param aes: whether AES-256-GCM is granted to clients that offer it.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: NetworkKeys,
+        login_key: KeyPair,
+        network4: IPv4Network,
+        network6: IPv6Network | None,
+        inner_mtu: int,
+        aes: bool,
+        wall_clock: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        super().__init__(wall_clock=wall_clock, random_bytes=random_bytes, inner_mtu=inner_mtu)
+        self._keys = keys
+        self._login_key = login_key
+        self._network4 = network4
+        self._network6 = network6
+        self._offers = LoginFlags.AES_256_GCM if aes else LoginFlags(0)
+        self._users: dict[str, bytes] = {}
+        self._peers: dict[tuple[str, bytes], ServerPeer] = {}
+        self._timers: TimerQueue[ServerPeer] = TimerQueue()
+        self._undecided: dict[int, _Undecided] = {}
+        self._hellos: dict[int, tuple[ServerPeer, Session]] = {}
+        self._last_id = 0
+        self._newest_stamp = b""
+
+    # -- what the owner tells -----------------------------------------------------------------
+
+    def set_user(self, name: str, public_key: bytes, now: float) -> None:
+        """Let a user log in with a key; a changed key ends the sessions made with the old one."""
+        if self._users.get(name, public_key) != public_key:
+            self.remove_user(name, control.ByeReason.RESTARTING, now)
+        self._users[name] = public_key
+
+    def remove_user(self, name: str, reason: control.ByeReason, now: float) -> None:
+        """Let a user log in no more; live sessions end with a BYE."""
+        self._users.pop(name, None)
+        for peer in [peer for peer in self._peers.values() if peer.user == name]:
+            self._say_bye(peer, reason, now)
+            self._end(peer, reason.name.lower())
+
+    def restore_device(
+        self, user: str, device: bytes, name: str, stamp: bytes, lease: Lease | None
+    ) -> None:
+        """Remember a device from the store: its last stamp, and its lease if it holds one."""
+        peer = self._peer_of(user, device)
+        peer.name = name
+        peer.stamp_seen = stamp
+        self._newest_stamp = max(self._newest_stamp, stamp)
+        if lease is not None:
+            self._grant(peer, lease)
+
+    def forget_device(self, user: str, device: bytes, now: float) -> None:
+        """Forget a device: its sessions end and its addresses are free."""
+        peer = self._peers.pop((user, device), None)
+        if peer is not None:
+            self._say_bye(peer, control.ByeReason.DISABLED, now)
+            self._end(peer, "forgotten")
+            self._allowed.remove_peer(peer)
+            self._timers.cancel(peer)
+
+    def login_decided(self, id: int, granted: bool, now: float) -> None:
+        """Answer :class:`LoginRequested`; a refused login gets silence."""
+        undecided = self._undecided.pop(id, None)
+        if undecided is None:
+            raise LocalProtocolError(f"login {id} is not waiting for a decision")
+        request, endpoint = undecided.request, undecided.endpoint
+        # Much may have happened while the decision was made elsewhere.
+        if not granted or self._users.get(request.user) != request.public_key:
+            self.counters["login_refused"] += 1
+            return
+        peer = self._peer_of(request.user, request.device)
+        if request.stamp <= peer.stamp_seen:
+            self.counters["login_stamp_replayed"] += 1
+            return
+        peer.stamp_seen = request.stamp
+        self._newest_stamp = max(self._newest_stamp, request.stamp)
+        self._forget(peer, peer.next)
+        index = self._new_index()
+        flags = request.flags & self._offers
+        message, keys = request.answer(
+            index=index,
+            flags=flags,
+            inner_mtu=self.inner_mtu,
+            stamp=tai64n.pack(self._wall_clock()),
+        )
+        peer.next = Session(
+            send_key=keys.send,
+            receive_key=keys.receive,
+            aes=LoginFlags.AES_256_GCM in flags,
+            local_index=index,
+            remote_index=keys.remote_index,
+            inner_mtu=self.inner_mtu,
+            created=now,
+        )
+        peer.next_endpoint, peer.next_stamp = endpoint, request.stamp
+        self._sessions[index] = (peer, peer.next)
+        self._outbox.append(Burst(endpoint, [message, b""], len(message)))
+        self._arm(peer)
+
+    def lease_decided(self, id: int, decision: Lease | control.ByeReason, now: float) -> None:
+        """Answer :class:`LeaseRequested`: a lease is told by CONFIG, a refusal by BYE."""
+        if id not in self._hellos:
+            raise LocalProtocolError(f"lease {id} is not waiting for a decision")
+        peer, session = self._hellos.pop(id)
+        peer.pending_hello = False
+        if session.local_index not in self._sessions:
+            return
+        if isinstance(decision, control.ByeReason):
+            self._send_control(peer, session, control.Bye(decision, "").pack(), now)
+            self._end(peer, decision.name.lower())
+            return
+        self._grant(peer, decision)
+        config = control.Config(addresses=tuple(self._interfaces(decision)), mtu=self.inner_mtu)
+        peer.config_frames = control.config_parts(1, config)
+        peer.config_tries = 0
+        self._send_config(peer, now)
+
+    def stop(self, reason: control.ByeReason, now: float) -> None:
+        """Say BYE on every session."""
+        for peer in list(self._peers.values()):
+            self._say_bye(peer, reason, now)
+            self._end(peer, reason.name.lower())
+
+    # -- what the owner may ask ---------------------------------------------------------------
+
+    def connected_peers(self) -> Iterator[ServerPeer]:
+        """Yield the peers that have a confirmed session."""
+        return (peer for peer in self._peers.values() if peer.current is not None)
+
+    def connected(self, user: str, device: bytes) -> bool:
+        """Tell whether a device has a confirmed session."""
+        peer = self._peers.get((user, device))
+        return peer is not None and peer.current is not None
+
+    def clock_behind(self) -> bool:
+        """Tell whether the hub's clock is over a day behind the newest stamp it has accepted.
+
+        The bound on future stamps is off then: the clock is what is wrong (no battery, say).
+        """
+        return self._newest_stamp > tai64n.pack(self._wall_clock() + FUTURE_STAMP)
+
+    # -- logins -------------------------------------------------------------------------------
+
+    def _handshake_received(self, message: bytes, endpoint: Endpoint, now: float) -> None:
+        """Judge a 0x50 in the order of docs/protocol.rst, "What the hub does with a 0x50"."""
+        if message[0] != login.INITIATION:
+            raise RemoteProtocolError("datagram_unknown")
+        if len(message) != login.INITIATION_SIZE or endpoint.wire_address()[16:] == b"\0\0":
+            raise RemoteProtocolError("datagram_length")
+        if not mac1_valid(message, self._keys.mac1_to_server):
+            raise RemoteProtocolError("mac1_invalid")
+        request = LoginRequest(self._keys, self._login_key, message, self._random_bytes)
+        peer = self._peers.get((request.user, request.device))
+        if peer is not None and request.stamp <= peer.stamp_seen:
+            raise RemoteProtocolError("login_stamp_replayed")
+        latest = tai64n.pack(self._wall_clock() + FUTURE_STAMP)
+        if request.stamp > latest and not self.clock_behind():
+            raise RemoteProtocolError("login_stamp_future")
+        if not hmac.compare_digest(request.public_key, self._users.get(request.user, _NO_KEY)):
+            raise RemoteProtocolError("login_wrong")
+        self._last_id += 1
+        self._undecided[self._last_id] = _Undecided(request, endpoint)
+        self._events.append(LoginRequested(self._last_id, request.user, request.device))
+
+    def _authenticated(
+        self, peer: ServerPeer, session: Session, endpoint: Endpoint, data: bool, now: float
+    ) -> None:
+        peer.last_heard = now
+        if session is peer.next:
+            self._confirm(peer, session, now)
+        elif endpoint != peer.endpoint:
+            self.counters["path_not_validated"] += 1
+        if data:
+            peer.keepalive.data_received(now)
+            self._timers.arm(peer, peer.keepalive.due)
+
+    def _confirm(self, peer: ServerPeer, session: Session, now: float) -> None:
+        """Make *next* current: the client has shown that it received our answer."""
+        new = peer.current is None or peer.current.expired(now)
+        self._forget(peer, peer.previous)
+        peer.previous, peer.current, peer.next = peer.current, session, None
+        peer.endpoint = peer.next_endpoint
+        if new:
+            peer.started = now
+        if peer.endpoint is not None:
+            self._events.append(
+                SessionConfirmed(peer.user, peer.device, peer.next_stamp, peer.endpoint, new)
+            )
+        self._send_staged(peer, now)
+        self._arm(peer)
+
+    # -- control frames -----------------------------------------------------------------------
+
+    def _control_received(
+        self,
+        peer: ServerPeer,
+        session: Session,
+        frame: control.Frame,
+        endpoint: Endpoint,
+        now: float,
+    ) -> None:
+        if isinstance(frame, control.Poll):
+            self._poll_received(peer, session, frame, endpoint, now)
+        elif isinstance(frame, control.Hello):
+            self._hello_received(peer, session, frame, now)
+        elif isinstance(frame, control.ConfigAck):
+            peer.config_due = NEVER
+        elif isinstance(frame, control.Bye):
+            if session is peer.current:
+                self._end(peer, "client_stopped")
+            else:
+                self._forget(peer, session)
+        else:
+            raise RemoteProtocolError("control_wrong_direction")
+
+    def _poll_received(
+        self,
+        peer: ServerPeer,
+        session: Session,
+        poll: control.Poll,
+        endpoint: Endpoint,
+        now: float,
+    ) -> None:
+        if now - peer.last_poll < POLL_SPACING:
+            raise RemoteProtocolError("poll_too_often")
+        peer.last_poll = now
+        observed = endpoint.wire_address()
+        reply = control.Reply(
+            echoed=poll.stamp,
+            stamp=tai64n.pack(self._wall_clock()),
+            seq=poll.seq,
+            queued=0,
+            address=observed[:16],
+            port=int.from_bytes(observed[16:], "little"),
+        )
+        self._send_control(peer, session, reply.pack(), now)
+        if poll.seq > 1 and peer.lease is None:
+            # The client believes that it has its addresses, but this hub has lost the lease (it
+            # died before the write): the client is told anew, as if it had said hello.
+            self._hello_received(peer, session, control.Hello(None, None, peer.name), now)
+
+    def _hello_received(
+        self, peer: ServerPeer, session: Session, hello: control.Hello, now: float
+    ) -> None:
+        if peer.pending_hello:
+            return  # a repetition, while the decision is being made
+        peer.pending_hello = True
+        peer.name = hello.name
+        self._last_id += 1
+        self._hellos[self._last_id] = (peer, session)
+        self._events.append(
+            LeaseRequested(
+                self._last_id, peer.user, peer.device, hello.wanted4, hello.wanted6, hello.name
+            )
+        )
+
+    def _send_config(self, peer: ServerPeer, now: float) -> None:
+        session = peer.current
+        if session is None or peer.config_tries >= CONFIG_TRIES:
+            peer.config_due = NEVER
+            return
+        peer.config_tries += 1
+        peer.config_due = now + CONFIG_INTERVAL
+        for part in peer.config_frames:
+            self._send_control(peer, session, part.pack(), now)
+        self._arm(peer)
+
+    # -- leases -------------------------------------------------------------------------------
+
+    def _grant(self, peer: ServerPeer, lease: Lease) -> None:
+        """Route a lease's addresses to a peer; whoever had them has them no more."""
+        self._allowed.remove_peer(peer)
+        for address in self._packed(lease):
+            other = self._allowed.lookup(address)
+            if other is not None:
+                self._allowed.remove_peer(other)
+                other.lease = None
+        self._allowed.insert(IPv4Network(lease.ipv4), peer)
+        if lease.ipv6 is not None:
+            self._allowed.insert(IPv6Network(lease.ipv6), peer)
+        peer.lease = lease
+
+    @staticmethod
+    def _packed(lease: Lease) -> list[bytes]:
+        return [lease.ipv4.packed] + ([lease.ipv6.packed] if lease.ipv6 is not None else [])
+
+    def _interfaces(self, lease: Lease) -> Iterator[IPv4Interface | IPv6Interface]:
+        yield IPv4Interface((lease.ipv4, self._network4.prefixlen))
+        if lease.ipv6 is not None and self._network6 is not None:
+            yield IPv6Interface((lease.ipv6, self._network6.prefixlen))
+
+    # -- peers and timers ---------------------------------------------------------------------
+
+    def _peer_of(self, user: str, device: bytes) -> ServerPeer:
+        peer = self._peers.get((user, device))
+        if peer is None:
+            peer = self._peers[user, device] = ServerPeer(user, device)
+        return peer
+
+    def _say_bye(self, peer: ServerPeer, reason: control.ByeReason, now: float) -> None:
+        if peer.current is not None:
+            self._send_control(peer, peer.current, control.Bye(reason, "").pack(), now)
+
+    def _end(self, peer: ServerPeer, reason: str) -> None:
+        """Drop all keys of a peer; its lease stays."""
+        connected = peer.current is not None
+        for session in peer.sessions():
+            self._forget(peer, session)
+        peer.config_due = NEVER
+        peer.keepalive.any_authenticated_packet_sent()
+        if connected:
+            self._events.append(SessionEnded(peer.user, peer.device, reason))
+        self._forget_idle(peer)
+
+    def _forget_idle(self, peer: ServerPeer) -> None:
+        """Keep nothing of a device that holds neither address nor keys: the table stays bounded."""
+        if peer.lease is None and not peer.sessions():
+            self._peers.pop((peer.user, peer.device), None)
+            self._timers.cancel(peer)
+
+    def _sent(self, peer: ServerPeer, data: bool, now: float) -> None:
+        peer.keepalive.any_authenticated_packet_sent()
+
+    def _session_wanted(self, peer: ServerPeer, now: float) -> None:
+        # Only the client can start a session: its packets wait, but not for ever.
+        self._timers.arm(peer, peer.staged_since + REJECT_AFTER_TIME)
+
+    def _arm(self, peer: ServerPeer) -> None:
+        due = min(
+            peer.keepalive.due,
+            peer.config_due,
+            peer.staged_since + REJECT_AFTER_TIME if peer.staged else NEVER,
+            min((session.expires for session in peer.sessions()), default=NEVER),
+        )
+        if due != NEVER:
+            self._timers.arm(peer, due)
+
+    def next_timer(self) -> tuple[float, str] | None:
+        when = self._timers.next()
+        return None if when == NEVER else (when, "peer")
+
+    def handle_timer(self, now: float) -> None:
+        for peer in self._timers.pop_due(now):
+            self._handle_peer_timer(peer, now)
+            if self._peers.get((peer.user, peer.device)) is peer:
+                self._arm(peer)
+
+    def _handle_peer_timer(self, peer: ServerPeer, now: float) -> None:
+        if peer.current is not None and peer.current.expired(now):
+            self._end(peer, "expired")
+        self._expire_sessions(peer, now)
+        if peer.keepalive.due <= now:
+            peer.keepalive.any_authenticated_packet_sent()
+            if peer.current is not None:
+                self._send_control(peer, peer.current, b"", now)
+        if peer.config_due <= now:
+            self._send_config(peer, now)
+        if peer.staged and peer.staged_since + REJECT_AFTER_TIME <= now:
+            self.counters["staged_expired"] += len(self._unstage(peer))
+        self._forget_idle(peer)

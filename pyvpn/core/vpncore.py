@@ -1,0 +1,334 @@
+"""What the hub's and the client's core have in common: datagrams and packets in bursts.
+
+Nothing that comes from the wire raises out of here: every drop is counted under its reason.
+"""
+
+from __future__ import annotations
+
+import struct
+from abc import ABC, abstractmethod
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from pyvpn.core import control, ippacket
+from pyvpn.core.allowedips import AllowedIPs
+from pyvpn.core.burst import Buffer, Burst, Endpoint
+from pyvpn.core.peer import Peer
+from pyvpn.core.transport import OVERHEAD, TYPE, Session
+from pyvpn.errors import RemoteProtocolError
+
+VIRTIO_SIZE = 10
+#: The virtio header of a packet that is complete: no checksum to finish, nothing to cut.
+VIRTIO_NONE = bytes(VIRTIO_SIZE)
+#: 1500 − 48 outer IPv6 and UDP − 32 transport − 4 (docs/protocol.rst, "Inner packets").
+DEFAULT_INNER_MTU = 1416
+
+# What one UDP_SEGMENT send takes.
+BURST_DATAGRAMS = 64
+BURST_BYTES = 65_000
+
+#: Staged packets of all peers together (docs/protocol.rst, "Limits").
+STAGED_BYTES_TOTAL = 64 << 20
+
+_START = struct.Struct("<II")
+_PADDING = tuple(bytes(count) for count in range(16))
+
+P = TypeVar("P", bound=Peer)
+
+
+class VPNCore(ABC, Generic[P]):
+    """A protocol core without I/O: call in, then take what is to be sent, written and told.
+
+    Every call takes ``now``, seconds of CLOCK_BOOTTIME. After each call, the owner sends
+    :meth:`datagrams_to_send`, takes events until :meth:`next_event` returns None, and arms one
+    timer for :meth:`next_timer`.
+
+    :param wall_clock: returns Unix nanoseconds; asked only where stamps are made or checked.
+    :param random_bytes: returns that many bytes fit for keys.
+    :ivar counters: drops by reason, and what else is worth counting.
+    """
+
+    def __init__(
+        self, *, wall_clock: Callable[[], int], random_bytes: Callable[[int], bytes], inner_mtu: int
+    ) -> None:
+        self.counters: defaultdict[str, int] = defaultdict(int)
+        self.inner_mtu = inner_mtu
+        self._wall_clock = wall_clock
+        self._random_bytes = random_bytes
+        self._sessions: dict[int, tuple[P, Session]] = {}
+        self._allowed: AllowedIPs[P] = AllowedIPs()
+        self._outbox: list[Burst] = []
+        self._events: deque[object] = deque()
+        self._staged_bytes = 0
+
+    # -- in ---------------------------------------------------------------------------------
+
+    def packets_from_tun(self, frames: list[bytes], now: float) -> list[Burst]:
+        """Take what one turn read from the TUN: virtio header and IP packet each.
+
+        Returns the datagrams to send; packets for a peer without a session are staged.
+        """
+        lookup = self._allowed.lookup
+        packets: dict[P, list[bytes]] = {}
+        for frame in frames:
+            packet = frame[VIRTIO_SIZE:]
+            version = packet[0] >> 4 if packet else 0
+            if version == 4 and len(packet) >= 20:
+                peer = lookup(packet[16:20])
+            elif version == 6 and len(packet) >= 40:
+                peer = lookup(packet[24:40])
+            else:
+                self.counters["tun_not_ip"] += 1
+                continue
+            if peer is None:
+                self.counters["tun_no_peer"] += 1
+            elif peer in packets:
+                packets[peer].append(packet)
+            else:
+                packets[peer] = [packet]
+        bursts: list[Burst] = []
+        for peer, group in packets.items():
+            bursts += self._send_packets(peer, group, now)
+        return bursts
+
+    def datagrams_received(
+        self, buffer: bytes, size: int, endpoint: Endpoint, now: float
+    ) -> list[list[Buffer]]:
+        """Take one run of datagrams of one sender, ``size`` bytes each, the last maybe shorter.
+
+        Returns the frames to write to the TUN, each a list of buffers for one ``writev``.
+        """
+        frames: list[list[Buffer]] = []
+        view = memoryview(buffer)
+        total = len(view)
+        start = 0
+        while start < total:
+            stop = min(start + size, total)
+            if stop - start >= OVERHEAD and view[start] == TYPE:
+                kind, index = _START.unpack_from(view, start)
+                # The run of one session is opened in one call: its counters are looked at once.
+                head = view[start : start + 8]
+                while total - stop >= OVERHEAD and view[stop : stop + 8] == head:
+                    stop = min(stop + size, total)
+                if kind == TYPE:
+                    self._transport_received(view, start, stop, size, index, endpoint, now, frames)
+                else:
+                    self.counters["datagram_reserved_bits"] += 1
+            else:
+                self._try(self._handshake_received, bytes(view[start:stop]), endpoint, now)
+            start = stop
+        return frames
+
+    # -- out --------------------------------------------------------------------------------
+
+    def datagrams_to_send(self, now: float) -> list[Burst]:
+        """Return and forget what handshakes, control frames and timers have queued."""
+        bursts, self._outbox = self._outbox, []
+        return bursts
+
+    def next_event(self) -> object | None:
+        """Return the next event for the owner, None when there is none."""
+        return self._events.popleft() if self._events else None
+
+    @abstractmethod
+    def next_timer(self) -> tuple[float, str] | None:
+        """Return when :meth:`handle_timer` wants to be called, and why; None for never."""
+
+    @abstractmethod
+    def handle_timer(self, now: float) -> None:
+        """Do what is due."""
+
+    # -- what the roles do differently --------------------------------------------------------
+
+    @abstractmethod
+    def _handshake_received(self, message: bytes, endpoint: Endpoint, now: float) -> None:
+        """Take any datagram that is no transport data; may raise RemoteProtocolError."""
+
+    @abstractmethod
+    def _control_received(
+        self, peer: P, session: Session, frame: control.Frame, endpoint: Endpoint, now: float
+    ) -> None:
+        """Take a control frame; may raise RemoteProtocolError."""
+
+    @abstractmethod
+    def _authenticated(
+        self, peer: P, session: Session, endpoint: Endpoint, data: bool, now: float
+    ) -> None:
+        """Note that authentic datagrams came; ``data``: some of them were no control frames."""
+
+    @abstractmethod
+    def _sent(self, peer: P, data: bool, now: float) -> None:
+        """Note that something was sealed and sent to a peer."""
+
+    @abstractmethod
+    def _session_wanted(self, peer: P, now: float) -> None:
+        """Note that packets wait for a session."""
+
+    # -- transport ----------------------------------------------------------------------------
+
+    def _transport_received(
+        self,
+        view: memoryview,
+        start: int,
+        stop: int,
+        size: int,
+        index: int,
+        endpoint: Endpoint,
+        now: float,
+        frames: list[list[Buffer]],
+    ) -> None:
+        count = -(-(stop - start) // size)
+        found = self._sessions.get(index)
+        if found is None:
+            self.counters["session_unknown"] += count
+            return
+        peer, session = found
+        if session.expired(now):
+            self.counters["session_expired"] += count
+            return
+        plaintexts = session.open_burst(view, start, stop, size)
+        if len(plaintexts) != count:
+            self.counters["transport_forged"] += session.forged
+            self.counters["transport_replayed"] += session.replayed
+            session.forged = session.replayed = 0
+            if not plaintexts:
+                return
+        # Keepalives and control frames are no data (docs/protocol.rst, "Timers"); that a run of
+        # several of them counts as data costs one keepalive, looking at each costs 0.1 µs a packet.
+        data = len(plaintexts) > 1 or plaintexts[0][:1] > b"\x0f"
+        self._authenticated(peer, session, endpoint, data, now)
+        self._inner_received(peer, session, plaintexts, endpoint, now, frames)
+
+    def _inner_received(
+        self,
+        peer: P,
+        session: Session,
+        plaintexts: list[bytes],
+        endpoint: Endpoint,
+        now: float,
+        frames: list[list[Buffer]],
+    ) -> None:
+        """Sort authentic plaintexts by their first nibble (docs/protocol.rst, "Inner packets")."""
+        lookup, source, length_of = self._allowed.lookup, ippacket.source, ippacket.length
+        octets = packets = 0
+        for plaintext in plaintexts:
+            if not plaintext:
+                continue
+            nibble = plaintext[0] >> 4
+            if nibble == 0:
+                self._try(self._parse_control, peer, session, plaintext, endpoint, now)
+                continue
+            if nibble not in (4, 6):
+                self.counters["inner_unknown"] += 1
+                continue
+            try:
+                length = length_of(plaintext)
+            except RemoteProtocolError as error:
+                self.counters[error.reason] += 1
+                continue
+            if lookup(source(plaintext)) is not peer:
+                self.counters["inner_source_not_allowed"] += 1
+                continue
+            whole = length == len(plaintext)
+            frames.append([VIRTIO_NONE, plaintext if whole else memoryview(plaintext)[:length]])
+            octets += length
+            packets += 1
+        peer.rx_bytes += octets
+        peer.rx_packets += packets
+
+    def _parse_control(
+        self, peer: P, session: Session, plaintext: bytes, endpoint: Endpoint, now: float
+    ) -> None:
+        self._control_received(peer, session, control.parse(plaintext), endpoint, now)
+
+    def _send_packets(self, peer: P, packets: list[bytes], now: float) -> list[Burst]:
+        """Seal packets in order, equal sizes together; stage them when there is no session."""
+        session = peer.current
+        endpoint = peer.endpoint
+        if session is None or endpoint is None or session.expired(now):
+            self._stage(peer, packets, now)
+            return []
+        mtu = session.inner_mtu
+        bursts: list[Burst] = []
+        run: list[Buffer] = []
+        size = room = octets = 0
+        for packet in packets:
+            length = len(packet)
+            octets += length
+            # Padded to 16, but never above the MTU, so that no datagram outgrows the path.
+            padding = min(-length & 15, max(mtu - length, 0))
+            if padding:
+                packet += _PADDING[padding]
+                length += padding
+            if run and (length > size or room < length + OVERHEAD or len(run) == BURST_DATAGRAMS):
+                bursts.append(Burst(endpoint, session.seal_burst(run), size + OVERHEAD))
+                run = []
+            if not run:
+                size, room = length, BURST_BYTES
+            run.append(packet)
+            # A shorter one can only be the last of its burst.
+            room = 0 if length < size else room - length - OVERHEAD
+        if run:
+            bursts.append(Burst(endpoint, session.seal_burst(run), size + OVERHEAD))
+        peer.tx_bytes += octets
+        peer.tx_packets += len(packets)
+        self._sent(peer, True, now)
+        return bursts
+
+    def _send_control(self, peer: P, session: Session, plaintext: bytes, now: float) -> None:
+        """Queue one control frame, or the empty keepalive, on a session."""
+        if peer.endpoint is None or session.expired(now):
+            self.counters["control_unsendable"] += 1
+            return
+        buffers = session.seal_burst([plaintext])
+        self._outbox.append(Burst(peer.endpoint, buffers, len(plaintext) + OVERHEAD))
+        self._sent(peer, False, now)
+
+    # -- staged packets -----------------------------------------------------------------------
+
+    def _stage(self, peer: P, packets: list[bytes], now: float) -> None:
+        for packet in packets:
+            if self._staged_bytes + len(packet) > STAGED_BYTES_TOTAL:
+                self.counters["staged_total_full"] += 1
+                continue
+            dropped = peer.stage(packet, now)
+            self._staged_bytes += len(packet) - sum(map(len, dropped))
+            if dropped:
+                self.counters["staged_dropped"] += len(dropped)
+        self._session_wanted(peer, now)
+
+    def _unstage(self, peer: P) -> list[bytes]:
+        self._staged_bytes -= peer.staged_bytes
+        return peer.unstage()
+
+    def _send_staged(self, peer: P, now: float) -> None:
+        if peer.staged:
+            self._outbox += self._send_packets(peer, self._unstage(peer), now)
+
+    # -- sessions -----------------------------------------------------------------------------
+
+    def _new_index(self) -> int:
+        """Return a random receiver index that is not in use (docs/protocol.rst, "Transport")."""
+        while True:
+            index = int.from_bytes(self._random_bytes(4), "little")
+            if index not in self._sessions:
+                return index
+
+    def _forget(self, peer: P, session: Session | None) -> None:
+        """Drop one session's keys and its index."""
+        if session is not None:
+            self._sessions.pop(session.local_index, None)
+            peer.drop(session)
+
+    def _expire_sessions(self, peer: P, now: float) -> None:
+        for session in peer.sessions():
+            if session.expired(now):
+                self._forget(peer, session)
+
+    def _try(self, call: Callable[..., None], *arguments: object) -> None:
+        """Call what reads from the wire; a RemoteProtocolError becomes a count."""
+        try:
+            call(*arguments)
+        except RemoteProtocolError as error:
+            self.counters[error.reason] += 1
