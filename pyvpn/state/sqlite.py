@@ -179,7 +179,8 @@ def _check(connection: sqlite3.Connection, path: str) -> int:
     """Return the schema version of a sound store, having changed nothing."""
     (verdict,) = connection.execute("PRAGMA quick_check (1)").fetchone()
     if verdict != "ok":
-        raise StoreError(f"{path}: the database is damaged ({verdict}); restore it from a backup")
+        reason = " ".join(str(verdict).split())
+        raise StoreError(f"{path}: the database is damaged ({reason}); restore it from a backup")
     tables = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'"
     if connection.execute(tables).fetchone() != (1,):
         raise StoreError(f"{path}: this is a database of another program; move it away")
@@ -193,15 +194,6 @@ def _check(connection: sqlite3.Connection, path: str) -> int:
             f"{len(SCHEMA_STEPS)}); upgrade PyVPN"
         )
     return version
-
-
-def _upgrade(connection: sqlite3.Connection, version: int) -> None:
-    """Bring a checked store to today's schema, and find out whether it can be written at all."""
-    with _transaction(connection):
-        if version < len(SCHEMA_STEPS):
-            _step_up(connection, version)
-    # Where shared memory is missing SQLite keeps its old journal: slower, as durable.
-    connection.execute("PRAGMA journal_mode = WAL").fetchone()
 
 
 def _load(connection: sqlite3.Connection, path: str) -> MemoryStore:
@@ -257,8 +249,13 @@ class SQLiteStore:
                 raise StoreError(f"{self.path}: the file is empty; restore it or remove it")
             with closing(_connect(self.path, self._busy_timeout)) as connection:
                 version = _check(connection, self.path)
-                _upgrade(connection, version)
-                self._copy = _load(connection, self.path)
+                with _transaction(connection):  # which also finds out whether it can be written
+                    if version < len(SCHEMA_STEPS):
+                        _step_up(connection, version)
+                    copy = _load(connection, self.path)
+                # Where shared memory is missing SQLite keeps its old journal: slower, as durable.
+                connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        self._copy = copy
         self._open = True
 
     def close(self) -> Deferred[None]:
@@ -356,9 +353,18 @@ class SQLiteStore:
             return fail(StoreError(f"{self.path}: the store is closed"))
         if self._pool is None:
             self._pool = self._start_pool()
+        answer: Deferred[Any] = Deferred()
+
+        def finished(outcome: Any) -> None:
+            self._unfinished -= 1
+            answer.callback(outcome)  # its callbacks first, so that close() fires after them
+            if self._closing:
+                self._finish_closing()
+
         self._unfinished += 1
         result: Deferred[Any] = self._pool.runInteraction(interaction)
-        return result.addCallbacks(then, self._failed).addBoth(self._finished)
+        result.addCallbacks(then, self._failed).addBoth(finished)
+        return answer
 
     def _start_pool(self) -> Any:
         """One thread with one connection, begun when the reactor runs.
@@ -389,9 +395,3 @@ class SQLiteStore:
         if isinstance(error, UnicodeError | OverflowError):
             raise StoreError(f"{self.path}: it cannot hold this value ({error})") from error
         return failure
-
-    def _finished(self, result: Any) -> Any:
-        self._unfinished -= 1
-        if self._closing:
-            self._finish_closing()
-        return result
