@@ -4,22 +4,24 @@
 #   contrib/deps.sh           root: installs what is missing and says so; otherwise names it, status 1
 #   contrib/deps.sh --check   installs nothing: names what is missing, status 1 if anything is
 #
-# DEPS="build" limits it to what an installation needs, without the laboratory's tools.
+# DEPS says for what: "build" (a virtual environment with PyVPN in it), "run" (that, and running
+# it), "all" (both, and the laboratory of the tests and the demo), the default.
 set -eu
 
 want=${DEPS:-all}
 
-# command (or python: module) and the Debian package that brings it
+# a command, or a thing of Python's or C's, and the Debian package that brings it
 needs() {
     echo "python:ensurepip python3-venv"
-    echo "ip iproute2"
     # python-pytun has wheels for x86_64 only; elsewhere pip compiles it.
     if [ "$(uname -m)" != x86_64 ]; then
         echo "gcc gcc"
         echo "python:header python3-dev"
         echo "libc:header libc6-dev"
     fi
-    [ "$want" = build ] && return
+    [ "$want" != build ] || return 0
+    echo "ip iproute2"
+    [ "$want" != run ] || return 0
     echo "nft nftables"
     echo "ping iputils-ping"
     echo "curl curl"

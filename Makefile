@@ -1,0 +1,81 @@
+# 'make' alone lists what there is.
+
+PYTHON ?= python3
+
+# For the developer: the sources as they stand, with the tools of 'test' and 'check'.
+VENV = .venv
+# For demo and bench: a built wheel, installed as a user would. Apart from the developer's, since
+# it is made by root.
+WHEEL_VENV = build/venv
+
+SOURCES = $(shell find pyvpn twisted -name '*.py' -o -name py.typed) setup.cfg setup.py
+IS_ROOT = [ "$$(id -u)" = 0 ]
+
+.DELETE_ON_ERROR:
+.PHONY: help deps venv test check demo bench install uninstall clean
+
+help:
+	@echo 'sudo make demo       the whole VPN on this machine, in network namespaces (KEEP=1: leave it up)'
+	@echo 'make test            all tests; as root those in network namespaces too'
+	@echo 'sudo make install    PyVPN in /opt/pyvpn, its commands in /usr/local/bin; again: upgrade'
+	@echo 'sudo make uninstall  removes that and leaves the state'
+	@echo
+	@echo 'make check           lint, format, types'
+	@echo 'sudo make bench      asked and measured figures'
+	@echo 'make venv            the virtual environment for development, in $(VENV)'
+	@echo 'sudo make deps       the system packages that all of this needs'
+	@echo 'make clean           removes what was made here'
+
+deps:
+	@contrib/deps.sh
+
+venv: $(VENV)/made
+
+# editable_mode=compat: the other editable modes hide the plugin from twistd.
+$(VENV)/made: setup.cfg setup.py
+	@DEPS=build contrib/deps.sh
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet 'setuptools >= 65' wheel
+	$(VENV)/bin/python -m pip install --quiet --no-build-isolation \
+	    --config-settings editable_mode=compat --editable '.[test,dev]'
+	@touch $@
+
+test: venv
+	@if $(IS_ROOT); then contrib/deps.sh; else \
+	    contrib/deps.sh --check || :; \
+	    echo 'not root: the tests in network namespaces will be skipped'; fi
+	$(VENV)/bin/python -m twisted.trial tests
+
+check: venv
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy -p pyvpn
+
+$(WHEEL_VENV)/made: $(SOURCES)
+	@DEPS=build contrib/deps.sh
+	[ -e $(WHEEL_VENV)/bin/python ] || $(PYTHON) -m venv $(WHEEL_VENV)
+	rm -rf build/wheel
+	contrib/wheel.sh $(WHEEL_VENV)/bin/python build/wheel
+	$(WHEEL_VENV)/bin/python -m pip install --quiet build/wheel/*.whl
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	@touch $@
+
+demo bench: root deps $(WHEEL_VENV)/made
+
+demo:
+	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python contrib/demo.py
+
+bench:
+	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/startup.py
+
+.PHONY: root
+root:
+	@$(IS_ROOT) || { echo 'this makes network namespaces, which takes root: sudo make $(MAKECMDGOALS)' >&2; exit 1; }
+
+install uninstall:
+	@PYTHON='$(PYTHON)' contrib/install.sh $@
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info _trial_temp* .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find . -name dropin.cache -delete
