@@ -1,0 +1,115 @@
+"""The undo journal: on disk before each change, so that whoever survives can repair.
+
+Standard library only, because the privileged child imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, NamedTuple
+
+from pyvpn.linux.steps import Before, Step, step_from_json, step_to_json
+
+VERSION = 1
+
+
+class Record(NamedTuple):
+    """One change that was made, or was about to be, and what it takes to undo it."""
+
+    step: Step
+    before: Before
+
+
+class JournalError(Exception):
+    """The journal cannot be read or written; the text is one line naming it and the remedy."""
+
+
+class Journal:
+    """The records of one privileged child, newest last.
+
+    :param path: the file; it exists exactly while there may be something to undo.
+    :param claim: the process that makes the changes (:meth:`pyvpn.linux.system.System.claim`).
+    :param namespace: the network namespace they are made in.
+    """
+
+    def __init__(self, path: str, claim: str, namespace: str) -> None:
+        self.path = path
+        self.claim = claim
+        self.namespace = namespace
+        self.records: list[Record] = []
+
+    @classmethod
+    def load(cls, path: str) -> Journal | None:
+        """The journal in ``path``, None if there is none.
+
+        :raises JournalError: unreadable, or not one of ours.
+        """
+        try:
+            with open(path, encoding="utf-8") as stream:
+                data = json.load(stream)
+            if data["version"] != VERSION:
+                raise ValueError(f"version {data['version']}")
+            journal = cls(path, data["claim"], data["namespace"])
+            journal.records = [
+                Record(step_from_json(entry["step"]), entry["before"]) for entry in data["records"]
+            ]
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise JournalError(f"cannot read the journal {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise JournalError(
+                f"the journal {path} is damaged; look at addresses and sysctls yourself,"
+                " then remove the file"
+            ) from error
+        return journal
+
+    def save(self) -> None:
+        """Put the records on the disk, wholly or not at all, before returning.
+
+        :raises JournalError: the file cannot be written.
+        """
+        data: dict[str, Any] = {
+            "version": VERSION,
+            "claim": self.claim,
+            "namespace": self.namespace,
+            "records": [
+                {"step": step_to_json(record.step), "before": record.before}
+                for record in self.records
+            ],
+        }
+        try:
+            write_durably(self.path, json.dumps(data))
+        except OSError as error:
+            raise JournalError(
+                f"cannot write the journal {self.path}: {error.strerror};"
+                " choose another directory with --run-dir"
+            ) from error
+
+    def remove(self) -> None:
+        """Nothing is left to undo. Harmless twice."""
+        for path in (self.path, self.path + ".new"):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+
+
+def write_durably(path: str, text: str) -> None:
+    """Replace the file ``path`` by ``text``: readers see the old or the new, after a crash too.
+
+    :raises OSError: the directory is missing, full or not writable.
+    """
+    new = path + ".new"
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(new, path)
+    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

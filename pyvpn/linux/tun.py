@@ -1,0 +1,97 @@
+"""The TUN device: opened once by the service, read and written through its descriptor alone."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+
+import pytun
+
+from pyvpn.errors import StartError
+
+VNET_HEADER_SIZE = 10
+"""Bytes of virtio header before each packet, both ways (struct virtio_net_hdr, FACTS 2.2)."""
+
+DEVICE_NODE = "/dev/net/tun"
+
+# linux/if_tun.h; the numbers stand here because not every release of pytun names them all.
+_IFF_TUN = 0x0001
+_IFF_NO_PI = 0x1000
+_IFF_VNET_HDR = 0x4000
+_IFF_TUN_EXCL = 0x8000
+_TUNSETVNETHDRSZ = 0x400454D8
+
+
+class TUNDevice:
+    """An open TUN device; it vanishes from the system, addresses and all, when it is closed.
+
+    Reads and writes are made on :meth:`fileno` with ``os.readv`` and ``os.writev``; each carries
+    one virtio header of :data:`VNET_HEADER_SIZE` bytes and one IP packet.
+
+    :ivar name: the interface's name.
+    """
+
+    def __init__(self, device: pytun.TunTapDevice) -> None:
+        self._device: pytun.TunTapDevice | None = device
+        self.name: str = device.name
+
+    def fileno(self) -> int:
+        """The descriptor, or -1 once closed."""
+        return -1 if self._device is None else int(self._device.fileno())
+
+    def close(self) -> None:
+        """Close the descriptor, which removes the interface. Harmless twice."""
+        device, self._device = self._device, None
+        if device is not None:
+            device.close()
+
+
+def open_tun(name: str) -> TUNDevice:
+    """Make the TUN interface ``name``: non-blocking, not inherited, with virtio headers.
+
+    The name must be free: IFF_TUN_EXCL refuses to attach to an interface that somebody else
+    made and left behind, whose addresses we would then remove at the end.
+
+    :raises StartError: no /dev/net/tun, no privilege, or the name is taken or invalid.
+    """
+    flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_TUN_EXCL
+    try:
+        device = pytun.TunTapDevice(name=name, flags=flags)
+    except OSError as error:
+        raise StartError(explain_tun_error(name, error)) from error
+    tun = TUNDevice(device)
+    try:
+        # pytun opens it blocking and inheritable (FACTS 2.1): both must go before anything forks.
+        os.set_inheritable(tun.fileno(), False)
+        os.set_blocking(tun.fileno(), False)
+        fcntl.ioctl(tun.fileno(), _TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))
+    except OSError as error:
+        tun.close()
+        raise StartError(explain_tun_error(name, error)) from error
+    return tun
+
+
+def explain_tun_error(name: str, error: OSError) -> str:
+    """One line for a person: what is wrong with opening the TUN ``name``, and what helps."""
+    number = error.errno
+    if number == errno.ENOENT:
+        return (
+            f"{DEVICE_NODE} does not exist; load the kernel module with 'modprobe tun' as root"
+            f" (in a container: pass the device in, as with --device {DEVICE_NODE})"
+        )
+    if number in (errno.ENODEV, errno.ENXIO):
+        return f"the kernel has no TUN support behind {DEVICE_NODE}; run 'modprobe tun' as root"
+    if number in (errno.EPERM, errno.EACCES):
+        return f"no privilege to make the TUN interface {name}; start as root"
+    if number == errno.EBUSY:
+        return (
+            f"an interface named {name} exists already;"
+            " stop the program that made it, or choose another name with --tun"
+        )
+    if number in (errno.EINVAL, None):
+        return (
+            f"the kernel refuses {name!r} as the name of a TUN interface; choose another with --tun"
+        )
+    return f"cannot make the TUN interface {name}: {os.strerror(number)}"
