@@ -30,6 +30,7 @@ from pyvpn.values import (
     deliver,
     directory,
     endpoints,
+    host_port,
     interface_address,
     interval,
     local_port,
@@ -41,9 +42,37 @@ from pyvpn.values import (
     subnet6,
     tun_name,
 )
-from pyvpn.values import (
-    host_port as host_port,
-)
+
+__all__ = [  # the parsers of single values belong to this module's face too
+    "Address",
+    "ClientConfig",
+    "Deliver",
+    "InstanceFiles",
+    "Profile",
+    "ServerConfig",
+    "address",
+    "choose_profile",
+    "deliver",
+    "directory",
+    "endpoints",
+    "host_port",
+    "interface_address",
+    "interval",
+    "local_port",
+    "mtu",
+    "netmask",
+    "port",
+    "profile_name",
+    "profile_names",
+    "profile_path",
+    "read_password_file",
+    "read_text",
+    "subnet4",
+    "subnet6",
+    "tun_name",
+    "user_name",
+    "write_private_file",
+]
 
 SERVER_PORT: Final = 5050  # DESIGN 2: the seed's fixed ports
 CLIENT_PORT: Final = 12000

@@ -1,0 +1,242 @@
+"""The hub's accounts on the command line: ``init``, ``user …`` and ``invite``.
+
+With the hub running the commands go through its control socket and act on live sessions; otherwise
+they lock the state directory and work on it themselves, for which alone Twisted is imported. The
+password stays in this process: the hub and its store only get the public key made of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from pyvpn import config
+from pyvpn.config import InstanceFiles
+from pyvpn.control_client import NoPrivilege, NotRunning, ask
+from pyvpn.errors import ConfigError
+from pyvpn.terminal import DASH, emphasised, prompt, say, table
+from pyvpn.token import make_password, password_problem
+
+DONE: Final = 0
+
+
+def administer(options: argparse.Namespace, command: str, **arguments: str) -> dict[str, Any]:
+    """The result of a command, by the running hub or on its state directory."""
+    files = InstanceFiles.of("server", options.run_dir, options.state_dir)
+    try:
+        return ask(files.socket, command, arguments)
+    except NotRunning:
+        return alone(options.state_dir, command, arguments)
+
+
+def alone(state_dir: Path, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The result of a command, with the state directory locked for ourselves."""
+    from pyvpn.admin import Administration
+    from pyvpn.state.directory import StateDirectory
+    from pyvpn.state.sqlite import SQLiteStore
+
+    refuse_empty(state_dir)
+    state = StateDirectory(state_dir)
+    state.lock()
+    try:
+        store = SQLiteStore(state.store_path)
+        store.open()
+
+        async def work() -> dict[str, Any]:
+            try:
+                return dict(await Administration(store, state, None).run(command, arguments))
+            finally:
+                await store.close()
+
+        result: dict[str, Any] = in_reactor(work)
+        return result
+    finally:
+        state.unlock()
+
+
+def in_reactor(work: Callable[[], Any]) -> Any:
+    """Run the reactor until a coroutine is done; return its result or raise its error."""
+    from twisted.internet import reactor as module
+    from twisted.internet.defer import Deferred
+    from twisted.python.failure import Failure
+
+    reactor: Any = module
+    outcome: list[Any] = []
+
+    def begin() -> None:
+        Deferred.fromCoroutine(work()).addBoth(outcome.append).addBoth(lambda _: reactor.stop())
+
+    reactor.callWhenRunning(begin)
+    reactor.run()
+    if not outcome:
+        raise KeyboardInterrupt
+    if isinstance(outcome[0], Failure):
+        outcome[0].raiseException()
+    return outcome[0]
+
+
+def refuse_empty(state_dir: Path) -> None:
+    """Refuse a directory without a network, rather than making one by surprise."""
+    if state_dir.exists() and not os.access(state_dir, os.R_OK | os.X_OK):
+        raise NoPrivilege(f"{state_dir} is not yours to read; run it as root")
+    if not (state_dir / "network.token").exists():
+        raise ConfigError(
+            "there is no network here yet; make one with: pyvpn init", path=str(state_dir)
+        )
+
+
+def init(options: argparse.Namespace) -> int:
+    """Make the state directory, the network token and the store; harmless twice."""
+    from pyvpn.state.directory import StateDirectory
+
+    there = (options.state_dir / "network.token").exists()
+    if not there:
+        state = StateDirectory(options.state_dir)
+        state.prepare(os.urandom)
+    endpoint = None
+    if options.endpoint is not None:
+        text = ",".join(config.endpoints(options.endpoint, config.SERVER_PORT))
+        endpoint = administer(options, "endpoint_set", endpoint=text).get("endpoint", text)
+    else:
+        administer(options, "user_list")  # the store is made, or its fault told, now
+    say(f"state directory  {options.state_dir} ({'was there already' if there else 'made'})")
+    if endpoint is None:
+        say("endpoint         not changed; invitations need one: pyvpn init --endpoint HOST[:PORT]")
+    else:
+        say(f"endpoint         {endpoint}")
+    say("", "Next: pyvpn user add NAME")
+    return DONE
+
+
+def public_key(options: argparse.Namespace, name: str, password: str) -> str:
+    """The key that the hub may know, made here of the password that it may not."""
+    from pyvpn.core import login
+    from pyvpn.state.directory import StateDirectory
+
+    token = StateDirectory(options.state_dir).token
+    private = login.password_key(password, name, token.password_salt, token.log_n, token.r, token.p)
+    return login.public_key(private).hex()
+
+
+def chosen_password(options: argparse.Namespace, name: str) -> tuple[str, bool]:
+    """The password for an account and whether it was made here."""
+    if options.pw_file is not None:
+        password = config.read_password_file(options.pw_file)
+    elif options.prompt:
+        password = prompt(f"New password for {name}: ")
+        if prompt("The same again: ") != password:
+            raise ConfigError("the two passwords differ; nothing was changed")
+    else:
+        return make_password(os.urandom), True
+    if problem := password_problem(password, name):
+        raise ConfigError(f"this password {problem}; take another, or leave it out to get one made")
+    return password, False
+
+
+def user_add(options: argparse.Namespace) -> int:
+    """Make an account, with a strong password unless one is given."""
+    return new_password(options, "user_add", "added")
+
+
+def user_passwd(options: argparse.Namespace) -> int:
+    """Give an account another password."""
+    return new_password(options, "user_passwd", "has a new password")
+
+
+def new_password(options: argparse.Namespace, command: str, done: str) -> int:
+    """Compute the key of a password and hand it to the hub."""
+    name = config.user_name(options.name)
+    refuse_empty(options.state_dir)
+    password, made = chosen_password(options, name)
+    administer(options, command, name=name, public_key=public_key(options, name, password))
+    say(f"{name} {done}.")
+    if made:
+        say("", f"  password  {password}", "", "It is shown this once and stored nowhere.")
+    if command == "user_add":
+        say(f"Next: pyvpn invite {shlex.quote(name)}")
+    return DONE
+
+
+def user_list(options: argparse.Namespace) -> int:
+    """Show the accounts."""
+    users = administer(options, "user_list").get("users", [])
+    if not users:
+        say("no users yet; add one with: pyvpn user add NAME")
+    else:
+        rows = [
+            (
+                user.get("name"),
+                "enabled" if user.get("enabled", True) else "disabled",
+                date(user.get("created")),
+                devices(user.get("devices")),
+            )
+            for user in users
+        ]
+        say(*emphasised(table(("USER", "STATE", "SINCE", "DEVICES"), rows)))
+    return DONE
+
+
+def date(seconds: object) -> str:
+    """A Unix time as a local date."""
+    known = isinstance(seconds, int | float)
+    return time.strftime("%Y-%m-%d", time.localtime(seconds)) if known else DASH
+
+
+def devices(found: object) -> str:
+    """The devices of an account: how many, or each with its address."""
+    if not isinstance(found, list):
+        return DASH if found is None else str(found)
+    return ", ".join(
+        f"{device.get('name') or str(device.get('device', DASH))[:8]} {device.get('ipv4') or DASH}"
+        for device in found
+        if isinstance(device, dict)
+    )
+
+
+def user_disable(options: argparse.Namespace) -> int:
+    """Refuse further logins of an account; its sessions end at once."""
+    return changed(options, "disable")
+
+
+def user_enable(options: argparse.Namespace) -> int:
+    """Let a disabled account log in again."""
+    return changed(options, "enable")
+
+
+def user_remove(options: argparse.Namespace) -> int:
+    """Remove an account and its devices; its sessions end at once."""
+    return changed(options, "remove")
+
+
+def changed(options: argparse.Namespace, change: str) -> int:
+    """Do one of the three above."""
+    name = config.user_name(options.name)
+    administer(options, f"user_{change}", name=name)
+    say(f"{name} {change}d.")
+    return DONE
+
+
+def invite(options: argparse.Namespace) -> int:
+    """Show the join link of a user, for people also as a QR code."""
+    name = config.user_name(options.name)
+    link = str(administer(options, "invite", name=name)["link"])
+    if not sys.stdout.isatty():
+        say(link)
+        return DONE
+    import segno
+
+    say(f"Join link for {name}:", "", link, "")
+    segno.make(link, error="l").terminal(compact=True, border=2)
+    say(
+        "The link holds the network's secret: pass it on privately. It does not hold the password;",
+        "pass that on by another way.",
+        "",
+        f"Next, on {name}'s machine: sudo pyvpn join 'LINK'",
+    )
+    return DONE

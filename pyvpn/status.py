@@ -1,0 +1,115 @@
+"""What ``pyvpn status`` shows: the answers of hubs and clients as text for people.
+
+Any key may be missing, since the other side can be of another version.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pyvpn.terminal import DASH, printable, table
+
+_UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
+_WALL_CLOCK: Final = 1e9  # a larger number of seconds is a date, not an age (Unix time since 2001)
+
+
+def duration(seconds: object) -> str:
+    """Seconds as the two largest units, such as ``3 min 20 s``."""
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        return DASH
+    left = max(0, int(seconds))
+    parts: list[str] = []
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        count, left = divmod(left, size)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])
+
+
+def ago(moment: object, now: float) -> str:
+    """An age in seconds, or a Unix time, as ``4 s ago``."""
+    if not isinstance(moment, int | float) or isinstance(moment, bool) or moment < 0:
+        return DASH
+    return f"{duration(now - moment if moment > _WALL_CLOCK else moment)} ago"
+
+
+def amount(count: object) -> str:
+    """Bytes in the unit that keeps the number short, such as ``1.4 MB``."""
+    if not isinstance(count, int | float) or isinstance(count, bool):
+        return DASH
+    value = float(count)
+    for unit in _UNITS:
+        if value < 1000 or unit == _UNITS[-1]:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return DASH
+
+
+def _joined(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else printable(value)
+
+
+def _items(value: object) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _counters(value: object) -> list[str]:
+    if not isinstance(value, dict):
+        return []
+    shown = [
+        f"{printable(name)} {printable(count)}" for name, count in sorted(value.items()) if count
+    ]
+    return [f"  counters   {', '.join(shown)}"] if shown else []
+
+
+def hub_lines(answer: Mapping[str, Any], now: float) -> list[str]:
+    """The hub: one line about itself, a table of sessions, its counters that are not zero."""
+    lines = [
+        f"hub  up {duration(answer.get('uptime'))}, UDP port {printable(answer.get('port'))},"
+        f" {printable(_joined(answer.get('addresses')))}"
+    ]
+    sessions = _items(answer.get("sessions"))
+    if sessions:
+        heads = ("USER", "DEVICE", "ADDRESSES", "ENDPOINT", "SINCE", "RECEIVED", "SENT", "HEARD")
+        rows = [
+            (
+                session.get("user"),
+                session.get("name") or str(session.get("device") or DASH)[:8],
+                _joined(session.get("addresses")),
+                session.get("endpoint"),
+                duration(session.get("age")),
+                amount(session.get("rx_bytes")),
+                amount(session.get("tx_bytes")),
+                ago(session.get("last_seen"), now),
+            )
+            for session in sessions
+        ]
+        lines += [f"  {line}" for line in table(heads, rows)]
+    else:
+        lines.append("  nobody is connected")
+    return lines + _counters(answer.get("counters"))
+
+
+def client_lines(profile: str, answer: Mapping[str, Any], now: float) -> list[str]:
+    """A client: state, hub, addresses, traffic, and its counters that are not zero."""
+    name = printable(answer.get("profile") or profile)
+    facts = (
+        ("server", printable(answer.get("server"))),
+        ("user", printable(answer.get("user"))),
+        ("addresses", printable(_joined(answer.get("addresses")) or None)),
+        ("received", f"{amount(answer.get('rx_bytes'))}, sent {amount(answer.get('tx_bytes'))}"),
+        ("heard", ago(answer.get("last_heard"), now)),
+    )
+    lines = [f"client {name}  {printable(answer.get('state'))}"]
+    lines += [f"  {label:<10} {value}" for label, value in facts]
+    return lines + _counters(answer.get("counters"))
+
+
+def instance_lines(instance: str, answer: Mapping[str, Any], now: float | None = None) -> list[str]:
+    """The lines of one instance, ``server`` or ``client-PROFILE``."""
+    now = time.time() if now is None else now
+    if answer.get("role", instance) == "server":
+        return hub_lines(answer, now)
+    return client_lines(instance.removeprefix("client-"), answer, now)
