@@ -142,7 +142,6 @@ class _Attempt:
 class VPNClient(VPNCore[Peer]):
     """A client of one hub.
 
-    :param static: the key pair of the user's password.
     :param last_stamp: Unix nanoseconds of the last stamp ever used with this device id, 0 for none.
     :param wanted4: the address to ask for, None for any.
     """
@@ -151,7 +150,6 @@ class VPNClient(VPNCore[Peer]):
         self,
         *,
         keys: NetworkKeys,
-        static: KeyPair,
         user: str,
         device: bytes,
         device_name: str,
@@ -168,7 +166,7 @@ class VPNClient(VPNCore[Peer]):
         self.state = State.STOPPED
         self.hub = Peer()
         self._keys = keys
-        self._static = static
+        self._static: KeyPair | None = None
         self._user = user
         self._device = device
         self._flags = flags
@@ -194,8 +192,15 @@ class VPNClient(VPNCore[Peer]):
 
     # -- what the owner tells -----------------------------------------------------------------
 
-    def start(self, now: float) -> None:
-        """Log in, and stay logged in."""
+    def start(self, static: KeyPair, now: float) -> None:
+        """Log in, and stay logged in.
+
+        :param static: the key pair of the user's password.
+        """
+        self._static = static
+        self._connect(now)
+
+    def _connect(self, now: float) -> None:
         self._move(Input.START)
         self._retry_due = NEVER
         self._begin(now, rekey=False)
@@ -265,6 +270,8 @@ class VPNClient(VPNCore[Peer]):
 
     def _send_initiation(self, endpoint: Endpoint, now: float) -> None:
         """Send a fresh 0x50: new ephemeral key, new index, later stamp."""
+        if self._static is None:
+            raise LocalProtocolError("start() gives the key that a login needs")
         clock = tai64n.whiten(self._wall_clock())
         self._last_stamp = max(clock, self._last_stamp + tai64n.WHITENING)
         self._pending = LoginAttempt(
@@ -462,7 +469,7 @@ class VPNClient(VPNCore[Peer]):
 
     def handle_timer(self, now: float) -> None:
         if self._retry_due <= now:
-            self.start(now)
+            self._connect(now)
         current = self.hub.current
         self._expire_sessions(self.hub, now)
         if current is not None and self.hub.current is None:

@@ -83,6 +83,7 @@ class ServerPeer(Peer):
     __slots__ = (
         "config_due",
         "config_frames",
+        "config_revision",
         "config_tries",
         "device",
         "last_poll",
@@ -107,6 +108,7 @@ class ServerPeer(Peer):
         self.next_stamp = b""
         self.next_endpoint: Endpoint | None = None
         self.config_frames: list[control.ConfigPart] = []
+        self.config_revision = 0
         self.config_tries = 0
         self.config_due = NEVER
         self.pending_hello = False
@@ -243,7 +245,8 @@ class VPNServer(VPNCore[ServerPeer]):
             return
         self._grant(peer, decision)
         config = control.Config(addresses=tuple(self._interfaces(decision)), mtu=self.inner_mtu)
-        peer.config_frames = control.config_parts(1, config)
+        peer.config_revision += 1
+        peer.config_frames = control.config_parts(peer.config_revision, config)
         peer.config_tries = 0
         self._send_config(peer, now)
 
@@ -312,6 +315,7 @@ class VPNServer(VPNCore[ServerPeer]):
         self._forget(peer, peer.previous)
         peer.previous, peer.current, peer.next = peer.current, session, None
         peer.endpoint = peer.next_endpoint
+        peer.last_poll = now - POLL_SPACING
         if new:
             peer.started = now
         if peer.endpoint is not None:
@@ -336,7 +340,8 @@ class VPNServer(VPNCore[ServerPeer]):
         elif isinstance(frame, control.Hello):
             self._hello_received(peer, session, frame, now)
         elif isinstance(frame, control.ConfigAck):
-            peer.config_due = NEVER
+            if frame.revision == peer.config_revision:
+                peer.config_due = NEVER
         elif isinstance(frame, control.Bye):
             if session is peer.current:
                 self._end(peer, "client_stopped")
