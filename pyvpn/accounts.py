@@ -184,8 +184,9 @@ def user_list(options: argparse.Namespace) -> int:
 
 def date(seconds: object) -> str:
     """A Unix time as a local date."""
-    known = isinstance(seconds, int | float)
-    return time.strftime("%Y-%m-%d", time.localtime(seconds)) if known else DASH
+    if not isinstance(seconds, int | float):
+        return DASH
+    return time.strftime("%Y-%m-%d", time.localtime(seconds))
 
 
 def devices(found: object) -> str:

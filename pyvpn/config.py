@@ -187,7 +187,7 @@ def read_password_file(text: str) -> str:
     if text == "-":
         password = sys.stdin.readline()
     else:
-        path = Path(text).expanduser()
+        path = Path(os.path.expanduser(text))
         if path.is_file() and path.stat().st_size > MAX_PASSWORD_FILE:
             raise ConfigError("too long for a password file; write one line", path=text)
         password = read_text(path, "password file")
@@ -303,7 +303,7 @@ def _token(text: str) -> NetworkToken:
 
 
 def _token_file(text: str) -> NetworkToken:
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     try:
         return _token(read_text(path, "token file"))
     except ConfigError as error:
@@ -503,5 +503,5 @@ def _profile_values(profile: Profile, profile_dir: str | Path) -> dict[str, Any]
     values = {key: value for key, value in values.items() if value is not None}
     values["profile"] = profile.name
     if "password_file" in values:
-        values["password_file"] = Path(profile_dir) / Path(values["password_file"]).expanduser()
+        values["password_file"] = Path(profile_dir) / os.path.expanduser(values["password_file"])
     return values

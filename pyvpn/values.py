@@ -6,6 +6,7 @@ be right; whoever called it knows the file or option it stood in (:mod:`pyvpn.co
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import (
     IPv4Address,
@@ -171,4 +172,4 @@ def directory(text: str) -> Path:
     """A directory, absolute, so that a daemon that changes its own still finds it."""
     if not text or "\0" in text:
         raise ConfigError("give the name of a directory")
-    return Path(text).expanduser().absolute()
+    return Path(os.path.expanduser(text)).absolute()
