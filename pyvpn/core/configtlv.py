@@ -25,7 +25,7 @@ from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 CONFIG_INVALID: Final = "config_invalid"
 
 MAX_PART_BYTES: Final = 1100
-"""Items of one CONFIG part, in bytes: its datagram then passes any path that carries IPv6 (1,280)."""
+"""The items of one CONFIG part: its datagram passes any path that carries IPv6 (1,280)."""
 
 MAX_ROUTES: Final = 1024
 """Routes and excluded routes together."""

@@ -325,7 +325,7 @@ def config_parts(revision: int, config: Config) -> list[ConfigPart]:
 
     :raises LocalProtocolError: it does not fit, or a client would refuse it.
     """
-    # The bounds that pack_config keeps (1,024 routes, 16 of the rest) are 25 parts at most.
+    # Within the bounds of pack_config (1,024 routes, 16 of the rest) this is 24 parts at most.
     chunks = pack_config(config)
     return [ConfigPart(revision, part, len(chunks), tlvs) for part, tlvs in enumerate(chunks)]
 
