@@ -303,7 +303,8 @@ class Lab:
     ) -> subprocess.CompletedProcess[str]:
         """Run the ``pyvpn`` command with the host's own directories."""
         directories = self._directories(host, "--profile-dir", "--state-dir", "--run-dir")
-        argv = [str(self.tool("pyvpn")), *arguments, *directories]
+        # Before the arguments, which may have a "--" and options that are not pyvpn's.
+        argv = [str(self.tool("pyvpn")), *directories, *arguments]
         return self.run(host, argv, check=check, seconds=seconds)
 
     # -- what there is to see -----------------------------------------------------------------
@@ -361,7 +362,7 @@ class Lab:
         tcpdump = shutil.which("tcpdump", path=search_path())
         if tcpdump is None:
             raise LabError("tcpdump is missing (make deps installs it)")
-        argv = [tcpdump, "-i", interface, "-n", "-s", "0", "--immediate-mode", "-U"]
+        argv = [tcpdump, "-i", interface, "-n", "-s", "0", "-U", "-B", "32768"]
         process = self.spawn(host, [*argv, "-Z", "root", "-w", path], "tcpdump")
         process.wait_for_text("listening on")
         return process
@@ -369,8 +370,8 @@ class Lab:
     def captured(self, process: Process) -> bytes:
         """End a capture and return what it recorded, as the bytes of its file. A capture that
         had to leave packets out is an error: what it does not show would prove nothing."""
-        # Interrupted, tcpdump leaves unread what the kernel still holds for it: first ask it,
-        # again and again, until it has written all that the kernel has seen.
+        # Interrupted, tcpdump leaves unread what the kernel still holds for it (up to a second's
+        # worth): first ask it, again and again, until it has written all that the kernel saw.
         told = r"(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped"
 
         def caught_up() -> bool:
