@@ -1,9 +1,9 @@
 """TUN devices and UDP sockets in memory.
 
 One :class:`MemoryNetwork` is the internet. Each :class:`MemoryHost` on it has addresses and stands
-in for the operating system: it is the ``system=`` of ``UDPPort`` and ``TUNPort``. A
-:class:`pyvpn.testing.reactor.MemoryReactor` serves them all on one virtual clock. The failures that the real
-kernel shows (a full socket, no route, a lost source address) can be ordered by attribute.
+in for the operating system: it is the ``system=`` of ``UDPPort`` and ``TUNPort``. The reactor of
+:mod:`pyvpn.testing.reactor` serves them all on one virtual clock. The failures that the real kernel
+shows (a full socket, no route, a lost source address) can be ordered by attribute.
 
 The tests of the ports run on these and on the kernel; what only the kernel can show (link-local
 scopes, the socket buffer) is tested there alone.
@@ -109,11 +109,14 @@ class MemoryHost:
 
     :param addresses: the first of a family is the kernel's choice of source.
     :param ipv6: False: the kernel was started without IPv6.
+
+    :ivar unreachable: numeric address to the errno that sending there draws.
     """
 
     def __init__(self, network: MemoryNetwork, addresses: Iterable[str], ipv6: bool = True) -> None:
         self.network = network
         self.ipv6 = ipv6
+        self.unreachable: dict[str, int] = {}
         self.addresses: list[Address] = []
         self.sockets: list[MemorySocket] = []
         for address in addresses:
@@ -313,8 +316,9 @@ class MemorySocket(MemoryDescriptor):
         payload = b"".join(buffers)
         destination = _unmapped(address[0])
         source = self._source(destination, ancillary)
-        if self.refuse is not None:
-            raise system_error(self.refuse)
+        refuse = self.refuse or self.host.unreachable.get(str(destination))
+        if refuse is not None:
+            raise system_error(refuse)
         if len(payload) > MOST_UDP_PAYLOAD:
             raise system_error(errno.EMSGSIZE)
         if not self.writable():
@@ -334,7 +338,7 @@ class MemorySocket(MemoryDescriptor):
             packed = data[:16] if self.family == socket.AF_INET6 else data[4:8]
             wanted = _unmapped_packed(packed)
             if wanted not in self.host.addresses or wanted.version != destination.version:
-                raise system_error(errno.EINVAL)
+                raise system_error(errno.EINVAL if wanted.version == 6 else errno.ENETUNREACH)
             return wanted
         if self.bound is not None:
             return self.bound

@@ -36,8 +36,9 @@ MOST_UNSENT = 1024
 ANCILLARY_BYTES = 128
 LINK_LOCAL = b"\xfe\x80"
 
-# The kernel's words for "that source address is not mine (any more)".
-SOURCE_GONE = (errno.EINVAL, errno.EADDRNOTAVAIL)
+# The kernel's words for "that source address is not mine (any more)": EINVAL for IPv6 and, in older
+# kernels, IPv4; newer ones say ENETUNREACH for IPv4.
+SOURCE_GONE = (errno.EINVAL, errno.ENETUNREACH, errno.EADDRNOTAVAIL)
 
 
 class BurstReceiver(Protocol):
@@ -318,9 +319,9 @@ class UDPPort:
 
         :returns: False if the socket is full.
         """
-        self._tally.add("source_gone")
         try:
             self._socket.sendmsg(datagram, (), 0, endpoint.remote)
+            self._tally.add("source_gone")
         except BlockingIOError:
             return False
         except OSError as error:
