@@ -34,7 +34,11 @@ def hub_sysctls(tun_name: str, proc: str = "/proc") -> dict[str, str]:
 
 
 def _advertised(tun_name: str, proc: str) -> list[str]:
-    """The interfaces on which router advertisements count now and would not any more."""
+    """The interfaces on which router advertisements count now and would not any more.
+
+    Those with 2 already are named too: another hub of ours may have set it, and must not take it
+    back while we run. If it was the administrator's own setting, nothing is changed or restored.
+    """
     try:
         names = sorted(os.listdir(os.path.join(proc, "sys/net/ipv6/conf")))
     except OSError:
@@ -43,9 +47,12 @@ def _advertised(tun_name: str, proc: str) -> list[str]:
         name
         for name in names
         if name not in ("all", "default", "lo", tun_name)
-        and _read(proc, f"net/ipv6/conf/{name}/accept_ra") == "1"
-        and _read(proc, f"net/ipv6/conf/{name}/forwarding") == "0"
         and _read(proc, f"net/ipv6/conf/{name}/disable_ipv6") == "0"
+        and (
+            _read(proc, f"net/ipv6/conf/{name}/accept_ra"),
+            _read(proc, f"net/ipv6/conf/{name}/forwarding"),
+        )
+        in (("1", "0"), ("2", "0"), ("2", "1"))
     ]
 
 

@@ -28,9 +28,9 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,14}")
 
 _SYSCTLS = (
     (re.compile(r"net/ipv4/ip_forward"), ("1",)),
-    (re.compile(r"net/ipv4/conf/(?P<name>[^/]+)/send_redirects"), ("0",)),
+    (re.compile(r"net/ipv4/conf/(?!\.{1,2}/)[^/\0]{1,15}/send_redirects"), ("0",)),
     (re.compile(r"net/ipv6/conf/all/forwarding"), ("1",)),
-    (re.compile(r"net/ipv6/conf/(?P<name>[^/]+)/accept_ra"), ("2",)),
+    (re.compile(r"net/ipv6/conf/(?!\.{1,2}/)[^/\0]{1,15}/accept_ra"), ("2",)),
 )
 """Which keys may be set, and to what: forwarding and what goes with it (FACTS 4.8)."""
 
@@ -148,8 +148,6 @@ def _sysctls(value: object) -> list[Sysctl]:
         for pattern, allowed in _SYSCTLS:
             match = pattern.fullmatch(key)
             if match is not None and wanted in allowed:
-                if "name" in match.groupdict() and not is_interface_name(match["name"]):
-                    raise Refused(f"sysctl {key!r} names no interface")
                 made.append(Sysctl(key, wanted))
                 break
         else:

@@ -48,7 +48,7 @@ class TUNDevice:
             device.close()
 
 
-def open_tun(name: str) -> TUNDevice:
+def open_tun(name: str, node: str = DEVICE_NODE) -> TUNDevice:
     """Make the TUN interface ``name``: non-blocking, not inherited, with virtio headers.
 
     The name must be free: IFF_TUN_EXCL refuses to attach to an interface that somebody else
@@ -58,9 +58,9 @@ def open_tun(name: str) -> TUNDevice:
     """
     flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_TUN_EXCL
     try:
-        device = pytun.TunTapDevice(name=name, flags=flags)
+        device = pytun.TunTapDevice(name=name, flags=flags, dev=node)
     except OSError as error:
-        raise StartError(explain_tun_error(name, error)) from error
+        raise StartError(explain_tun_error(name, error, node)) from error
     tun = TUNDevice(device)
     try:
         # pytun opens it blocking and inheritable (FACTS 2.1): both must go before anything forks.
@@ -69,22 +69,22 @@ def open_tun(name: str) -> TUNDevice:
         fcntl.ioctl(tun.fileno(), _TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))
     except OSError as error:
         tun.close()
-        raise StartError(explain_tun_error(name, error)) from error
+        raise StartError(explain_tun_error(name, error, node)) from error
     return tun
 
 
-def explain_tun_error(name: str, error: OSError) -> str:
+def explain_tun_error(name: str, error: OSError, node: str = DEVICE_NODE) -> str:
     """One line for a person: what is wrong with opening the TUN ``name``, and what helps."""
     number = error.errno
     if number == errno.ENOENT:
         return (
-            f"{DEVICE_NODE} does not exist; load the kernel module with 'modprobe tun' as root"
-            f" (in a container: pass the device in, as with --device {DEVICE_NODE})"
+            f"{node} does not exist; load the kernel module with 'modprobe tun' as root"
+            f" (in a container: pass the device in, as with --device {node})"
         )
     if number in (errno.ENODEV, errno.ENXIO):
-        return f"the kernel has no TUN support behind {DEVICE_NODE}; run 'modprobe tun' as root"
+        return f"the kernel has no TUN support behind {node}; run 'modprobe tun' as root"
     if number in (errno.EPERM, errno.EACCES):
-        return f"no privilege to make the TUN interface {name}; start as root"
+        return f"no privilege to make a TUN interface ({node}); start as root, with sudo"
     if number == errno.EBUSY:
         return (
             f"an interface named {name} exists already;"
