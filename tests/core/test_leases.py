@@ -110,7 +110,7 @@ class AddressPoolTests(SynchronousTestCase):
         self.assertNotIn(again.ipv6, (None, v6(2)))
 
     def test_wanted_refused(self) -> None:
-        """What is reserved, outside or another user's is refused in a clear line, changing nothing."""
+        """What is reserved, outside or another user's is refused clearly and changes nothing."""
         self.lease(PA)
         before = self.lease(KIWI)
         table: list[tuple[IPv4Address | None, IPv6Address | None, str]] = [
@@ -263,7 +263,7 @@ class FullPoolTests(SynchronousTestCase):
         self.assertEqual(lease.ipv4, v4(5))
 
     def test_clock_that_went_back(self) -> None:
-        """A login stamped years ahead by a wrong clock pins no lease once the device is seen again."""
+        """A login stamped years ahead by a wrong clock pins no lease for ever."""
         for holder in self.holders:
             self.pool.seen(holder, NOW + 1000 * DAY)
         self.pool.seen(self.holders[2], NOW)
