@@ -7,6 +7,8 @@
 # 'install' again upgrades. 'uninstall' removes the environment and those links that point into it,
 # and leaves the state: users, keys and profiles are not the program's to delete.
 set -eu
+# Everybody may run what root installs, whatever umask root has.
+umask 022
 
 PREFIX=${PREFIX:-/opt/pyvpn}
 BIN=${BIN:-/usr/local/bin}

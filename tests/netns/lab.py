@@ -323,7 +323,7 @@ class Lab:
         given, and it must stay alive)."""
         start = process.started if process else time.monotonic()
         # One short ping after another, since one long ping keeps the source address it began with.
-        argv = ["ping", "-n", "-c", "1", "-W", "0.2", address]
+        argv = ["ping", "-n", "-c", "1", "-W", "0.1", address]
 
         def answered() -> bool:
             return self.run(host, argv, seconds=5).returncode == 0
@@ -470,7 +470,9 @@ class Lab:
             # An IPv6 address that is probed for duplicates cannot be used for its first second.
             self._inside(name, ["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"])
         forward = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]
-        self._inside(INET, ["sysctl", "-qw", *forward])
+        # 'no such net' for every packet: wait_answer() then need not wait for a ping to time out
+        refuse = ["net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"]
+        self._inside(INET, ["sysctl", "-qw", *forward, *refuse])
         for index, host in enumerate(self.hosts.values(), start=101):
             self._cable(host, index)
         self._inside(INET, ["nft", "-f", "-"], stdin=self._counting_rules())

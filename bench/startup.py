@@ -1,0 +1,100 @@
+"""Start-up figures, asked and measured: ``sudo make bench``.
+
+* client start to the first ping answered through the tunnel, scrypt included (median of 5);
+* resident memory of a hub without clients, its privileged child included;
+* the whole demo, once installed.
+
+All run in network namespaces on this machine. Exit status: 0 every figure is met, 1 one is not,
+2 nothing can be measured here.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.netns.lab import Lab, LabError, why_not
+
+DEMO = Path(__file__).resolve().parent.parent / "contrib" / "demo.py"
+ASKED_START = 1.5  # seconds
+ASKED_MEMORY = 60.0  # MiB
+ASKED_DEMO = 90.0  # seconds
+STARTS = 5
+PASSWORD = "seven green apples"
+
+ROW = "{:<46} {:>10} {:>24}  {}"
+
+
+def show(what: str, asked: str, measured: str, met: bool) -> bool:
+    print(ROW.format(what, asked, measured, "met" if met else "NOT MET"), flush=True)
+    return met
+
+
+def start_times(lab: Lab) -> list[float]:
+    """Seconds from starting a client process to its first answered ping, `STARTS` times."""
+    times = []
+    lab.join("kiwi")
+    for _ in range(STARTS):
+        client = lab.start_client("kiwi", PASSWORD, seconds=None)
+        times.append(lab.wait_answer("kiwi", "10.10.0.1", 15, client))
+        client.stop()
+    return times
+
+
+def resident(pid: int) -> dict[int, float]:
+    """Resident memory in MiB of a process and all below it, by pid."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    sizes = {pid: int(found[1]) / 1024 if found else 0.0}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            sizes.update(resident(int(child)))
+    return sizes
+
+
+def demo_time() -> tuple[float, bool]:
+    """Seconds that the demo takes, and whether it succeeded."""
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, DEMO], stdout=subprocess.DEVNULL, check=False)
+    return time.monotonic() - start, done.returncode == 0
+
+
+def main() -> int:
+    reason = why_not()
+    if reason is not None:
+        print(f"nothing can be measured here: {reason}", file=sys.stderr)
+        return 2
+    print(ROW.format("figure", "asked", "measured", ""))
+    with Lab() as lab:
+        server = lab.start_hub({"kiwi": PASSWORD})
+        sizes = resident(server.process.pid)
+        total = sum(sizes.values())
+        parts = " + ".join(f"{size:.0f}" for size in sizes.values())
+        met = show(
+            "hub without clients, resident (hub + its child)",
+            f"≤ {ASKED_MEMORY:.0f} MiB",
+            f"{total:.1f} MiB ({parts})",
+            total <= ASKED_MEMORY,
+        )
+        times = start_times(lab)
+        median = statistics.median(times)
+        spread = f"{median:.2f} s ({min(times):.2f}–{max(times):.2f})"
+        asked = f"≤ {ASKED_START:g} s"
+        met &= show("client start to first ping, median", asked, spread, median <= ASKED_START)
+    seconds, passed = demo_time()
+    took = f"{seconds:.1f} s" + ("" if passed else ", failed")
+    met &= show("demo", f"≤ {ASKED_DEMO:.0f} s", took, passed and seconds <= ASKED_DEMO)
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except LabError as error:
+        print(f"the measurement failed: {error}", file=sys.stderr)
+        sys.exit(1)
