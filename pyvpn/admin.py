@@ -94,7 +94,7 @@ class Administration:
         key = _public_key(arguments["public_key"])
         if name in self._store.users():
             raise ConfigError(
-                f"user '{name}' exists already; to change the password: pyvpn user passwd {quote(name)}"
+                f"user '{name}' exists already; for a new password: pyvpn user passwd {quote(name)}"
             )
         return await self._change(User(name, key, True, self._now()), "user_added")
 

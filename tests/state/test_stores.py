@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +17,7 @@ from twisted.internet.defer import DeferredList, gatherResults
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
+import pyvpn
 from pyvpn.errors import StoreError
 from pyvpn.state import memory, sqlite
 from pyvpn.state.interface import AuditRecord, Device, IStore, User
@@ -384,6 +387,73 @@ class WithoutReactorTests(InTemporaryDirectory, SynchronousTestCase):
             modes = {e.name: e.stat().st_mode & 0o777 for e in self.directory.iterdir()}
         expected = dict.fromkeys(["store.sqlite", "store.sqlite-wal", "store.sqlite-shm"], 0o600)
         self.assertEqual(expected, modes)
+
+
+#: The command line's way: a reactor for one errand.
+UNDER_REACT = """
+import sys
+from twisted.internet.defer import Deferred
+from twisted.internet.task import react
+from pyvpn.state.sqlite import SQLiteStore
+async def work(reactor):
+    store = SQLiteStore(sys.argv[1])
+    store.open()
+    await store.set_setting("key", "react")
+    await store.close()
+react(lambda reactor: Deferred.fromCoroutine(work(reactor)))
+"""
+
+#: A daemon's way: opened and written before the reactor runs, closed when it is told to stop.
+UNDER_RUN = """
+import sys
+from pyvpn.state.sqlite import SQLiteStore
+store = SQLiteStore(sys.argv[1])
+store.open()
+write = store.set_setting("key", "run")
+from twisted.internet import reactor
+write.addCallback(lambda _: reactor.callLater(0, reactor.stop))
+def stop():
+    closing = [store.close(), store.close()]
+    return closing[1]
+reactor.addSystemEventTrigger("before", "shutdown", stop)
+reactor.run()
+"""
+
+#: A daemon that forgets to close: the reactor's own shutdown must not hang on the store.
+WITHOUT_CLOSE = UNDER_RUN.replace("return closing[1]", "pass").replace(
+    "closing = [store.close(), store.close()]", "store.set_setting('key', 'late')"
+)
+
+
+class ProcessTests(InTemporaryDirectory, SynchronousTestCase):
+    """The store in processes of its own, as its users run the reactor."""
+
+    def check(self, script: str, expected: str) -> None:
+        """The script ends by itself, in silence, and has written ``expected``."""
+        root = str(Path(pyvpn.__file__).parent.parent)
+        ended = subprocess.run(
+            [sys.executable, "-c", script, str(self.path)],
+            check=False,
+            env={**os.environ, "PYTHONPATH": root},
+            capture_output=True,
+            timeout=30,
+        )
+        self.assertEqual((0, b"", b""), (ended.returncode, ended.stdout, ended.stderr))
+        store = SQLiteStore(self.path)
+        store.open()
+        self.assertEqual(expected, store.setting("key"))
+
+    def test_react(self) -> None:
+        """It works under task.react."""
+        self.check(UNDER_REACT, "react")
+
+    def test_run(self) -> None:
+        """It may be opened and written before the reactor runs, and closed in its shutdown."""
+        self.check(UNDER_RUN, "run")
+
+    def test_without_close(self) -> None:
+        """A process that never closes it still ends, with the last write on disk."""
+        self.check(WITHOUT_CLOSE, "late")
 
 
 class BadFileTests(InTemporaryDirectory, SynchronousTestCase):
