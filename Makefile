@@ -31,12 +31,13 @@ deps:
 
 venv: $(VENV)/made
 
-# editable_mode=compat: the other editable modes hide the plugin from twistd.
+# editable_mode=compat: the other editable modes hide the plugin from twistd. An older pip ignores
+# it for a project without pyproject.toml, hence --use-pep517.
 $(VENV)/made: setup.cfg setup.py
 	@DEPS=build contrib/deps.sh
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet 'setuptools >= 65' wheel
-	$(VENV)/bin/python -m pip install --quiet --no-build-isolation \
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip setuptools wheel
+	$(VENV)/bin/python -m pip install --quiet --use-pep517 --no-build-isolation \
 	    --config-settings editable_mode=compat --editable '.[test,dev]'
 	@touch $@
 

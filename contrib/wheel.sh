@@ -17,4 +17,5 @@ trap 'exit 143' TERM
 for name in pyvpn twisted setup.cfg setup.py LICENSE README.rst; do
     [ ! -e "$name" ] || cp -R "$name" "$copy/"
 done
-"$python" -m pip wheel --quiet --no-deps --wheel-dir "$directory" "$@" "$copy"
+# --use-pep517: the only way for which pip brings the build tools along, whatever its age.
+"$python" -m pip wheel --quiet --no-deps --use-pep517 --wheel-dir "$directory" "$@" "$copy"
