@@ -230,6 +230,11 @@ class VPNClient(VPNCore[Peer]):
         else:
             self.counters["server_unresolved"] += 1
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped since."""
+        return self.state is not State.STOPPED
+
     def link_changed(self, now: float) -> None:
         """Try at once instead of waiting for the next try: the machine's network has changed."""
         self._hurry(now)

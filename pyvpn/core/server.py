@@ -77,6 +77,14 @@ class SessionEnded:
     reason: str
 
 
+@frozen
+class LeaseLost:
+    """A device's addresses went to another one; it gets new ones when it asks."""
+
+    user: str
+    device: bytes
+
+
 class ServerPeer(Peer):
     """One device of one user."""
 
@@ -112,7 +120,7 @@ class ServerPeer(Peer):
         self.config_tries = 0
         self.config_due = NEVER
         self.pending_hello = False
-        self.last_poll = -POLL_SPACING
+        self.last_poll = -NEVER
         #: ``now`` at which the present connection, rekeys included, began.
         self.started = 0.0
 
@@ -262,10 +270,9 @@ class VPNServer(VPNCore[ServerPeer]):
         """Yield the peers that have a confirmed session."""
         return (peer for peer in self._peers.values() if peer.current is not None)
 
-    def connected(self, user: str, device: bytes) -> bool:
-        """Tell whether a device has a confirmed session."""
-        peer = self._peers.get((user, device))
-        return peer is not None and peer.current is not None
+    def peer(self, user: str, device: bytes) -> ServerPeer | None:
+        """Return what is known of a device, None for a stranger."""
+        return self._peers.get((user, device))
 
     def clock_behind(self) -> bool:
         """Tell whether the hub's clock is over a day behind the newest stamp it has accepted.
@@ -315,7 +322,7 @@ class VPNServer(VPNCore[ServerPeer]):
         self._forget(peer, peer.previous)
         peer.previous, peer.current, peer.next = peer.current, session, None
         peer.endpoint = peer.next_endpoint
-        peer.last_poll = now - POLL_SPACING
+        peer.last_poll = -NEVER
         if new:
             peer.started = now
         if peer.endpoint is not None:
@@ -412,6 +419,7 @@ class VPNServer(VPNCore[ServerPeer]):
             if other is not None:
                 self._allowed.remove_peer(other)
                 other.lease = None
+                self._events.append(LeaseLost(other.user, other.device))
         self._allowed.insert(IPv4Network(lease.ipv4), peer)
         if lease.ipv6 is not None:
             self._allowed.insert(IPv6Network(lease.ipv6), peer)

@@ -1,0 +1,50 @@
+"""``twistd pyvpn-server``: options of the hub."""
+
+from __future__ import annotations
+
+from pyvpn.config import ServerConfig
+from pyvpn.linux import preflight
+from pyvpn.service import ServerService
+from pyvpn.service.base import Surroundings
+from pyvpn.service.options import ServiceOptions
+
+
+class Options(ServiceOptions):
+    """Options of the hub; each may stand in the file given with --config too."""
+
+    command = "pyvpn-server"
+    synopsis = "[options]"
+    longdesc = "The hub of a PyVPN network. It makes whatever is missing at its first start."
+
+    optParameters = [
+        ["port", None, None, "UDP port [default: 5050]"],
+        ["interface", None, None, "the local address to listen on [default: all, IPv4 and IPv6]"],
+        ["subnet", None, None, "the network's IPv4 subnet [default: 10.10.0.0/24]"],
+        ["subnet6", None, None, "its IPv6 subnet: auto, none or a subnet [default: auto]"],
+        ["tun", None, None, "name of the TUN interface [default: leamit0]"],
+        ["mtu", None, None, "largest inner packet, 1280 to 65535 bytes [default: 1416]"],
+        ["endpoint", None, None, "HOST[:PORT] by which clients reach this hub, for join links"],
+        ["state-dir", None, None, "keys, accounts and logs [default: /var/lib/pyvpn]"],
+        ["run-dir", None, None, "pid file, control socket [default: /run/pyvpn]"],
+        ["config", None, None, "a TOML file with these options, hyphens written as underscores"],
+    ]
+
+    config: ServerConfig
+
+    def check(self) -> None:
+        self.config = config = ServerConfig.load(self["config"], self)
+        self.check_machine(config.tun)
+        networks = [config.subnet]
+        preflight.subnet_free(
+            [*networks, config.subnet6] if not isinstance(config.subnet6, str | None) else networks
+        )
+        preflight.udp_port_free(config.port, config.interface)
+        preflight.writable(config.state_dir)
+        for line in preflight.warnings():
+            self.warn(line)
+        self.place_files(config.files)
+
+
+def makeService(options: Options) -> ServerService:
+    """Assemble the hub; nothing is opened before it starts."""
+    return ServerService(options.config, options.process(), Surroundings(owner=options.owner()))

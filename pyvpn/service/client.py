@@ -1,0 +1,295 @@
+"""A client as a service."""
+
+from __future__ import annotations
+
+import socket
+import time
+from functools import partial
+from ipaddress import IPv4Interface, IPv6Address
+from typing import Any
+
+from twisted.internet.defer import DeferredLock
+from twisted.python.failure import Failure
+
+from pyvpn.config import ClientConfig
+from pyvpn.core.client import (
+    Configured,
+    Connected,
+    Disconnected,
+    NoAnswer,
+    Refused,
+    ResolveServer,
+    StampUsed,
+    VPNClient,
+)
+from pyvpn.core.control import ByeReason, Config
+from pyvpn.core.login import LoginFlags, NetworkKeys, password_key
+from pyvpn.core.noise import KeyPair
+from pyvpn.errors import ConfigError
+from pyvpn.linux.cpu import has_aes
+from pyvpn.linux.desired import Address, Link, SystemState
+from pyvpn.linux.preflight import ipv6_available
+from pyvpn.service.base import Surroundings, VPNService
+from pyvpn.service.controlsocket import ControlSocket
+from pyvpn.service.twistd import Process
+from pyvpn.state.identity import ClientIdentity
+from pyvpn.tx.endpoint import UDPEndpoint
+from pyvpn.tx.protocol import PortLost, VPNClientProtocol
+from pyvpn.tx.timer import boottime
+from pyvpn.tx.udp import UDPPort
+from pyvpn.values import host_port
+
+#: Said when nobody answers; a hub tells nobody which of these it is (docs/protocol.rst, "Login").
+NO_ANSWER = (
+    "no answer from {server}: wrong user or password, account disabled, wrong token, this machine's"
+    " clock, UDP blocked, or the hub is down; trying on"
+)
+
+_REFUSALS = {
+    ByeReason.DISABLED: "the account was disabled",
+    ByeReason.EXPIRED: "the account has expired",
+    ByeReason.QUOTA: "the account's quota is used up",
+    ByeReason.ADDRESS_TAKEN: "the address asked for is not free",
+    ByeReason.TOO_MANY_DEVICES: "this user has too many devices",
+    ByeReason.POOL_FULL: "the network has no address left",
+}
+
+LARGEST_MTU = 65535
+
+
+class ClientService(VPNService):
+    """A client: logs in, applies what the hub says, stays connected.
+
+    :param config: checked settings.
+    :param password: the user's; only the key made of it is kept.
+    :param process: the twistd process around it, None when embedded elsewhere.
+    """
+
+    core: VPNClient
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        password: str,
+        process: Process | None = None,
+        surroundings: Surroundings | None = None,
+        reactor: Any = None,
+    ) -> None:
+        super().__init__(config.files, process, surroundings or Surroundings(), reactor)
+        self._config = config
+        self._password: str | None = password
+        self._applying = DeferredLock()
+        self._saving = DeferredLock()
+        self._resolving = False
+        self._connected_to: UDPEndpoint | None = None
+        self._applied: tuple[str, ...] = ()
+
+    # -- starting -----------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        config = self._config
+        self._open_directory(config.run_dir)
+        self._open_directory(config.state_dir)
+        self._open_directory(config.state_dir / "clients")
+        token = config.token
+        self._identity = ClientIdentity.load(
+            config.state_dir, token.login_public, config.user, self._surroundings.random_bytes
+        )
+        self._give_away(self._identity.path)
+        wanted = config.tun_addr
+        self.core = VPNClient(
+            keys=NetworkKeys.derive(token.login_public, token.network_secret),
+            user=config.user,
+            device=self._identity.device,
+            device_name=socket.gethostname()[:32],
+            last_stamp=self._identity.last_stamp,
+            wanted4=None if isinstance(wanted, IPv6Address) else wanted,
+            wanted6=wanted if isinstance(wanted, IPv6Address) else None,
+            flags=self._offers(),
+            inner_mtu=config.mtu or LARGEST_MTU,
+            poll_interval=config.poll_interval,
+            wall_clock=time.time_ns,
+            random_bytes=self._surroundings.random_bytes,
+        )
+        self._open_network()
+        self._open_child()
+
+    def _offers(self) -> LoginFlags:
+        flags = LoginFlags.AES_256_GCM if has_aes() else LoginFlags(0)
+        return flags | LoginFlags.DELIVER_ON_POLL if self._config.deliver == "poll" else flags
+
+    def _open_network(self) -> None:
+        """Open UDP and TUN; a busy port that nobody asked for gives way to a free one."""
+        config = self._config
+        protocol = VPNClientProtocol(self.core, self._event)
+        make_port = partial(
+            UDPPort,
+            protocol=protocol,
+            interface=config.interface or "",
+            reactor=self._reactor,
+            pin_source=False,
+        )
+        fallback = None if config.port_explicit else make_port(0)
+        self._open_ports(protocol, make_port(config.port), config.tun, fallback)
+
+    def _serve(self) -> None:
+        control = ControlSocket(self._files.socket, self._command, self._reactor)
+        self._undo.push("close the control socket", control.close)
+        control.listen()
+        self._begin_traffic()
+        password, self._password = self._password, None
+        token = self._config.token
+        key = self._in_thread(
+            password_key,
+            password,
+            self._config.user,
+            token.password_salt,
+            token.log_n,
+            token.r,
+            token.p,
+        )
+        key.addCallback(self._log_in)
+        key.addErrback(self._broken, "making the key of the password")
+
+    def _log_in(self, private: bytes) -> None:
+        if not self._serving:
+            return
+        self.core.start(KeyPair.of(private), boottime())
+        self.protocol.transmit()
+
+    def _farewell(self) -> None:
+        if self.core.running:
+            self.core.stop(boottime())
+
+    # -- what the core tells --------------------------------------------------------------------
+
+    def _event(self, event: object) -> None:
+        server = ", ".join(self._config.servers)
+        if isinstance(event, ResolveServer):
+            self._resolve()
+        elif isinstance(event, StampUsed):
+            self._identity.last_stamp = event.nanoseconds
+            self._saving.run(self._in_thread, self._identity.save).addErrback(self._save_failed)
+        elif isinstance(event, Connected):
+            self._log.info("{endpoint} has let us in", endpoint=event.endpoint)
+        elif isinstance(event, Configured):
+            self._apply(event.config)
+        elif isinstance(event, NoAnswer):
+            self._log.warn("{line}", line=NO_ANSWER.format(server=server))
+        elif isinstance(event, Disconnected):
+            self._log.warn("disconnected: {reason}; trying on", reason=event.reason)
+        elif isinstance(event, Refused):
+            why = _REFUSALS.get(event.reason, f"reason {event.reason}")
+            self._log.warn("the hub refuses us: {why}; next try in 5 minutes", why=why)
+        elif isinstance(event, PortLost):
+            self._port_lost(event)
+
+    def _save_failed(self, failure: Failure) -> None:
+        self._log.error("{reason}", reason=failure.getErrorMessage())
+
+    # -- the server's name ----------------------------------------------------------------------
+
+    def _resolve(self) -> None:
+        """Look the servers' names up, once at a time: a dead resolver takes half a minute."""
+        if self._resolving:
+            return
+        self._resolving = True
+        self._in_thread(_addresses, self._config.servers).addCallback(self._resolved)
+
+    def _resolved(self, found: tuple[list[tuple[str, int]], list[str]]) -> None:
+        self._resolving = False
+        if not self._serving:
+            return
+        addresses, problems = found
+        endpoints = []
+        for host, port in addresses:
+            try:
+                endpoints.append(self._udp.endpoint(host, port))
+            except ValueError:
+                continue  # IPv6, while this kernel has none
+        if not endpoints:
+            for problem in problems:
+                self._log.warn("{problem}; trying on", problem=problem)
+        self.core.server_resolved(endpoints, boottime())
+        self.protocol.transmit()
+
+    # -- configuration --------------------------------------------------------------------------
+
+    def _apply(self, config: Config) -> None:
+        state = self._system_state(config)
+        done = self._applying.run(self._in_thread, self._child.apply, state)
+        done.addCallback(self._applied_now, state)
+        done.addErrback(self._broken, "setting up the TUN")
+
+    def _applied_now(self, lines: list[str], state: SystemState) -> None:
+        self._note(lines)
+        self._applied = tuple(address.interface for address in state.links[0].addresses)
+        self._log.info(
+            "connected; this machine is {addresses} on {tun}",
+            addresses=", ".join(self._applied),
+            tun=self._config.tun,
+        )
+
+    def _system_state(self, config: Config) -> SystemState:
+        """Return what the hub's word means for Linux, under the options given."""
+        addresses = []
+        for interface in config.addresses:
+            if interface.version == 6 and not ipv6_available():
+                continue
+            peer = self._config.tun_dstaddr
+            if isinstance(interface, IPv4Interface) and self._config.tun_netmask is not None:
+                interface = IPv4Interface((interface.ip, self._config.tun_netmask))
+            if peer is None or peer.version != interface.version:
+                addresses.append(Address(str(interface)))
+            elif peer in interface.network:
+                addresses.append(Address(str(interface), str(peer)))
+            else:
+                self._log.warn(
+                    "--tun-dstaddr {peer} is not in the hub's network {network}; going without it",
+                    peer=peer,
+                    network=interface.network,
+                )
+                addresses.append(Address(str(interface)))
+        mtu = min(config.mtu or LARGEST_MTU, self._config.mtu or LARGEST_MTU)
+        return SystemState(links=(Link(self._config.tun, mtu, tuple(addresses)),))
+
+    def _broken(self, failure: Failure, doing: str) -> None:
+        self._die(f"{doing} failed: {failure.getErrorMessage()}")
+
+    # -- the control socket ---------------------------------------------------------------------
+
+    def _command(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if command != "status":
+            raise ConfigError(f"a client has no command '{command}'; it has: status")
+        return self.status()
+
+    def status(self) -> dict[str, Any]:
+        """What ``pyvpn status`` shows."""
+        hub = self.core.hub
+        return {
+            "role": "client",
+            "profile": self._config.profile,
+            "state": self.core.state.value,
+            "server": str(hub.endpoint) if hub.endpoint else ", ".join(self._config.servers),
+            "user": self._config.user,
+            "addresses": list(self._applied),
+            "rx_bytes": hub.rx_bytes,
+            "tx_bytes": hub.tx_bytes,
+            "last_heard": None if hub.last_heard is None else boottime() - hub.last_heard,
+            "counters": self._traffic_counters(),
+        }
+
+
+def _addresses(servers: tuple[str, ...]) -> tuple[list[tuple[str, int]], list[str]]:
+    """Resolve servers to numeric addresses and ports, and say what went wrong; may block."""
+    found: list[tuple[str, int]] = []
+    problems: list[str] = []
+    for server in servers:
+        host, port = host_port(server, 0)
+        try:
+            answers = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        except OSError as error:
+            problems.append(f"cannot resolve {host}: {error.strerror or error}")
+            continue
+        found += [(str(answer[4][0]), port) for answer in answers]
+    return list(dict.fromkeys(found)), problems

@@ -1,0 +1,315 @@
+"""The hub as a service."""
+
+from __future__ import annotations
+
+import time
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from pyvpn.admin import ENDPOINT_SETTING, Administration
+from pyvpn.config import ServerConfig
+from pyvpn.core import tai64n
+from pyvpn.core.control import ByeReason
+from pyvpn.core.leases import KEEP_UNSEEN, AddressPool, Lease
+from pyvpn.core.login import NetworkKeys
+from pyvpn.core.noise import KeyPair
+from pyvpn.core.server import (
+    LeaseLost,
+    LeaseRequested,
+    LoginRequested,
+    ServerPeer,
+    SessionConfirmed,
+    SessionEnded,
+    VPNServer,
+)
+from pyvpn.errors import AddressTaken, PoolExhausted, StoreError
+from pyvpn.linux.cpu import has_aes
+from pyvpn.linux.desired import Address, Link, SystemState
+from pyvpn.linux.forwarding import hub_sysctls
+from pyvpn.linux.preflight import ipv6_available
+from pyvpn.service.base import Surroundings, VPNService
+from pyvpn.service.controlsocket import ControlSocket
+from pyvpn.service.twistd import Process
+from pyvpn.state.directory import SUBNET6_SETTING, StateDirectory
+from pyvpn.state.interface import Device
+from pyvpn.state.sqlite import SQLiteStore
+from pyvpn.tx.protocol import PortLost, VPNServerProtocol
+from pyvpn.tx.timer import boottime
+from pyvpn.tx.udp import UDPPort
+
+#: Devices of one user (docs/protocol.rst, "Limits").
+DEVICES_PER_USER = 16
+
+Holder = tuple[str, bytes]
+
+
+class ServerService(VPNService):
+    """The hub: opens everything, decides about logins and leases, writes what must last.
+
+    :param config: checked settings.
+    :param process: the twistd process around it, None when embedded elsewhere.
+    """
+
+    core: VPNServer
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        process: Process | None = None,
+        surroundings: Surroundings | None = None,
+        reactor: Any = None,
+    ) -> None:
+        super().__init__(config.files, process, surroundings or Surroundings(), reactor)
+        self._config = config
+        self._state = StateDirectory(config.state_dir)
+        self._store = SQLiteStore(self._state.store_path)
+        self._started = 0.0
+        self._unwritten: set[Holder] = set()
+        self._writing: Deferred[Any] | None = None
+
+    # -- starting -----------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        config, random_bytes = self._config, self._surroundings.random_bytes
+        self._open_directory(config.run_dir)
+        self._undo.push("unlock the state directory", self._state.unlock)
+        self._state.lock()
+        self._state.prepare(random_bytes)
+        self._undo.push("close the store", self._store.close)
+        self._store.open()
+        self._pool = AddressPool(config.subnet, self._network6())
+        self.core = self._make_core()
+        self._restore()
+        protocol = VPNServerProtocol(self.core, self._event)
+        udp = UDPPort(config.port, protocol, config.interface or "", reactor=self._reactor)
+        self._open_ports(protocol, udp, config.tun)
+        self._note(self._open_child().apply(self._system_state()))
+        for path in (self._state.path, *self._state.path.iterdir()):
+            self._give_away(path)
+
+    def _network6(self) -> IPv6Network | None:
+        """Return the inner IPv6 network; a kernel without IPv6 has a network without it."""
+        wanted = self._config.subnet6
+        if wanted is not None and not ipv6_available():
+            self._log.warn("IPv6 is off in this kernel: the network has IPv4 only")
+            return None
+        if wanted == "auto":
+            stored = self._store.setting(SUBNET6_SETTING)
+            if stored is None:
+                raise StoreError(f"{self._state.store_path}: the setting {SUBNET6_SETTING} is gone")
+            return IPv6Network(stored)
+        return wanted
+
+    def _make_core(self) -> VPNServer:
+        token = self._state.token
+        return VPNServer(
+            keys=NetworkKeys.derive(token.login_public, token.network_secret),
+            login_key=KeyPair.of(self._state.login_private),
+            network4=self._pool.network4,
+            network6=self._pool.network6,
+            inner_mtu=self._config.mtu,
+            aes=has_aes(),
+            wall_clock=time.time_ns,
+            random_bytes=self._surroundings.random_bytes,
+        )
+
+    def _restore(self) -> None:
+        """Tell the core and the pool what the store remembers."""
+        now = boottime()
+        for user in self._store.users().values():
+            if user.enabled:
+                self.core.set_user(user.name, user.public_key, now)
+        for holder, device in self._store.devices().items():
+            lease = None
+            if device.ipv4 is not None:
+                ipv6 = None if device.ipv6 is None else IPv6Address(device.ipv6)
+                stored = Lease(IPv4Address(device.ipv4), ipv6)
+                if self._pool.restore(holder, stored, device.last_seen):
+                    lease = self._pool.leases()[holder]
+            self.core.restore_device(*holder, device.name, device.stamp, lease)
+
+    def _system_state(self) -> SystemState:
+        pool = self._pool
+        addresses = [Address(f"{pool.hub4}/{pool.network4.prefixlen}")]
+        if pool.network6 is not None:
+            addresses.append(Address(f"{pool.hub6}/{pool.network6.prefixlen}"))
+        return SystemState(
+            links=(Link(self._config.tun, self._config.mtu, tuple(addresses)),),
+            sysctls=hub_sysctls(self._config.tun),
+        )
+
+    def _serve(self) -> None:
+        self._administration = Administration(self._store, self._state, self)
+        socket = ControlSocket(self._files.socket, self._command, self._reactor)
+        self._undo.push("close the control socket", socket.close)
+        socket.listen()
+        self._undo.push("write what is not written yet", self._written)
+        self._begin_traffic()
+        self._started = boottime()
+        if self._config.endpoint is not None:
+            endpoint = {"endpoint": self._config.endpoint}
+            setting = self._administration.run("endpoint_set", endpoint)
+            setting.addErrback(self._write_failed)
+        self._log.info(
+            "the hub of {network4}, {network6} listens on UDP port {port}",
+            network4=self._pool.network4,
+            network6=self._pool.network6 or "no IPv6",
+            port=self._config.port,
+        )
+        if self._process is not None and not self._store.users():
+            self._process.say("no users yet; add one with: pyvpn user add NAME")
+
+    def _farewell(self) -> None:
+        self.core.stop(ByeReason.STOPPED, boottime())
+
+    # -- what the core asks -------------------------------------------------------------------
+
+    def _event(self, event: object) -> None:
+        if isinstance(event, LoginRequested):
+            # Who may not log in has no key in the core; nothing else can refuse yet.
+            self.core.login_decided(event.id, True, boottime())
+        elif isinstance(event, LeaseRequested):
+            self.core.lease_decided(event.id, self._lease(event), boottime())
+            self._remember((event.user, event.device))
+        elif isinstance(event, LeaseLost):
+            self._remember((event.user, event.device))
+        elif isinstance(event, SessionConfirmed):
+            self._remember((event.user, event.device))
+            if event.new:
+                self._log.info("{user} is connected from {endpoint}", **_told(event))
+        elif isinstance(event, SessionEnded):
+            self._log.info("{user} is disconnected: {reason}", user=event.user, reason=event.reason)
+        elif isinstance(event, PortLost):
+            self._port_lost(event)
+
+    def _lease(self, request: LeaseRequested) -> Lease | ByeReason:
+        holder = (request.user, request.device)
+        if not self._make_room(holder):
+            return ByeReason.TOO_MANY_DEVICES
+        try:
+            return self._pool.lease(
+                holder, request.wanted4, request.wanted6, int(time.time()), self._connected
+            )
+        except PoolExhausted:
+            return ByeReason.POOL_FULL
+        except AddressTaken:
+            return ByeReason.ADDRESS_TAKEN
+
+    def _make_room(self, holder: Holder) -> bool:
+        """Tell whether a device may be added; one unseen for 30 days gives way for it."""
+        devices = {
+            key: device for key, device in self._store.devices().items() if key[0] == holder[0]
+        }
+        if holder in devices or len(devices) < DEVICES_PER_USER:
+            return True
+        oldest = min(devices, key=lambda key: devices[key].last_seen)
+        if self._connected(oldest) or time.time() - devices[oldest].last_seen < KEEP_UNSEEN:
+            return False
+        self.core.forget_device(*oldest, boottime())
+        self._pool.release(oldest)
+        self._store.remove_device(*oldest).addErrback(self._write_failed)
+        return True
+
+    def _connected(self, holder: Holder) -> bool:
+        peer = self.core.peer(*holder)
+        return peer is not None and peer.current is not None
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def _remember(self, holder: Holder) -> None:
+        """Write a device's stamp and lease, together with all others that wait by then."""
+        self._unwritten.add(holder)
+        if self._writing is None:
+            self._write()
+
+    def _write(self) -> None:
+        known = self._store.users()
+        peers = [self.core.peer(*holder) for holder in self._unwritten]
+        self._unwritten.clear()
+        records = [_record(peer) for peer in peers if peer is not None and peer.user in known]
+        if records:
+            self._writing = self._store.put_devices(records)
+            self._writing.addErrback(self._write_failed)
+            self._writing.addCallback(self._wrote)
+
+    def _wrote(self, _: object) -> None:
+        self._writing = None
+        if self._unwritten:
+            self._write()
+
+    def _write_failed(self, failure: Failure) -> None:
+        failure.trap(StoreError)
+        self._log.error("{reason}", reason=failure.getErrorMessage())
+
+    async def _all_written(self) -> None:
+        while self._writing is not None:
+            await self._writing
+
+    def _written(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._all_written())
+
+    # -- the control socket ---------------------------------------------------------------------
+
+    def _command(self, command: str, arguments: dict[str, Any]) -> Deferred[dict[str, Any]]:
+        return self._administration.run(command, arguments)
+
+    def user_changed(self, name: str, public_key: bytes | None, reason: ByeReason) -> None:
+        """Let a user log in with a key, or no more; see :class:`pyvpn.admin.LiveHub`."""
+        now = boottime()
+        if public_key is not None:
+            self.core.set_user(name, public_key, now)
+        else:
+            self.core.remove_user(name, reason, now)
+        if name not in self._store.users():
+            for holder in [holder for holder in self._pool.leases() if holder[0] == name]:
+                self._pool.release(holder)
+                self.core.forget_device(*holder, now)
+        self.protocol.transmit()
+
+    def status(self) -> dict[str, Any]:
+        """What ``pyvpn status`` shows."""
+        now = boottime()
+        return {
+            "role": "server",
+            "uptime": now - self._started,
+            "port": self._udp.localPort,
+            "endpoint": self._store.setting(ENDPOINT_SETTING),
+            "addresses": [address.interface for address in self._system_state().links[0].addresses],
+            "clock_behind": self.core.clock_behind(),
+            "sessions": [_session(peer, now) for peer in self.core.connected_peers()],
+            "counters": self._traffic_counters(),
+        }
+
+
+def _told(event: SessionConfirmed) -> dict[str, Any]:
+    return {"user": event.user, "endpoint": event.endpoint}
+
+
+def _record(peer: ServerPeer) -> Device:
+    lease = peer.lease
+    return Device(
+        user=peer.user,
+        device_id=peer.device,
+        name=peer.name,
+        stamp=peer.stamp_seen,
+        ipv4=None if lease is None else str(lease.ipv4),
+        ipv6=None if lease is None or lease.ipv6 is None else str(lease.ipv6),
+        last_seen=tai64n.unpack(peer.stamp_seen) // 1_000_000_000,
+    )
+
+
+def _session(peer: ServerPeer, now: float) -> dict[str, Any]:
+    lease = peer.lease
+    return {
+        "user": peer.user,
+        "device": peer.name or peer.device.hex()[:8],
+        "addresses": [] if lease is None else [str(a) for a in (lease.ipv4, lease.ipv6) if a],
+        "endpoint": str(peer.endpoint),
+        "age": now - peer.started,
+        "rx_bytes": peer.rx_bytes,
+        "tx_bytes": peer.tx_bytes,
+        "last_seen": now - (peer.last_heard or now),
+    }
