@@ -119,29 +119,29 @@ class AppliedState:
         log: list[str] = []
         for _, group in groupby(steps, key=_is_sysctl):
             some = list(group)
-            if isinstance(some[0], Sysctl):
-                for step in some:
-                    assert isinstance(step, Sysctl)
-                    log += self._make_sysctl(step)
-            else:
-                log += self._make_on_links([s for s in some if not isinstance(s, Sysctl)])
+            log += self._make_on_links([step for step in some if not isinstance(step, Sysctl)])
+            log += self._make_sysctls([step for step in some if isinstance(step, Sysctl)])
         return log
 
-    def _make_sysctl(self, step: Sysctl) -> list[str]:
-        record = Record(step, {})
-        self._register([record])
+    def _make_sysctls(self, steps: Sequence[Sysctl]) -> list[str]:
+        # All at once, since a record of what was not done yet is harmless: no claim, no release.
+        self._register([Record(step, {}) for step in steps])
+        lines = [self._claim(step) for step in steps]
+        return [line for line in lines if line is not None]
+
+    def _claim(self, step: Sysctl) -> str | None:
         try:
-            line = self._ledger.claim(step.key, step.value, self._journal.claim)
+            return self._ledger.claim(step.key, step.value, self._journal.claim)
         except OSError as error:
-            self._forget([record])
             raise ChangeFailed(
                 ["sysctl", f"{step.key}={step.value}"],
                 error.errno or 1,
                 os.strerror(error.errno or 0),
             ) from error
-        return [] if line is None else [line]
 
     def _make_on_links(self, steps: Sequence[LinkStep]) -> list[str]:
+        if not steps:
+            return []
         links = self._links()
         records = []
         for step in steps:
@@ -178,7 +178,7 @@ class AppliedState:
         return log
 
     def _undo_sysctls(self, records: Sequence[Record]) -> list[str]:
-        log = []
+        log, done = [], []
         for record in records:
             assert isinstance(record.step, Sysctl)
             try:
@@ -188,7 +188,8 @@ class AppliedState:
                 continue
             if line is not None:
                 log.append(line)
-            self._forget([record])
+            done.append(record)
+        self._forget(done)
         return log
 
     def _undo_links(self, records: Sequence[Record]) -> list[str]:
@@ -218,6 +219,8 @@ class AppliedState:
         return self._system.run(["ip", *options, "-batch", "-"], "\n".join(lines) + "\n")
 
     def _register(self, records: Sequence[Record]) -> None:
+        if not records:
+            return
         self._journal.records += records
         try:
             self._journal.save()

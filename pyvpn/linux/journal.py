@@ -80,7 +80,7 @@ class Journal:
             ],
         }
         try:
-            write_durably(self.path, json.dumps(data))
+            replace_file(self.path, json.dumps(data))
         except OSError as error:
             raise JournalError(
                 f"cannot write the journal {self.path}: {error.strerror};"
@@ -96,8 +96,11 @@ class Journal:
                 pass
 
 
-def write_durably(path: str, text: str) -> None:
-    """Replace the file ``path`` by ``text``: readers see the old or the new, after a crash too.
+def replace_file(path: str, text: str) -> None:
+    """Replace the file ``path`` by ``text``: readers see the old or the new, never a part.
+
+    The content is on the disk before the name is, since an empty journal after a power failure
+    would stop the next start. More is not needed: what it describes does not survive that either.
 
     :raises OSError: the directory is missing, full or not writable.
     """
@@ -108,8 +111,3 @@ def write_durably(path: str, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(new, path)
-    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pyvpn.linux.journal import write_durably
+from pyvpn.linux.journal import replace_file
 from pyvpn.linux.system import System, claim_pid
 
 LEDGER_DIRECTORY = "/run/pyvpn-ledger"
@@ -73,11 +73,10 @@ class Ledger:
                 if not others:
                     del entries[key]
                 raise
+            # Those that did not change too: the way back may change them.
             now = self._side_values(key)
             entry["side"] = {
-                other: [old, now[other]]
-                for other, (old, _) in entry["side"].items()
-                if now.get(other, old) != old
+                other: [old, now.get(other, old)] for other, (old, _) in entry["side"].items()
             }
             return f"sysctl {key}={value}"
 
@@ -134,7 +133,7 @@ class Ledger:
         return {other: value for other, value in values.items() if value is not None}
 
     def _save(self, entries: dict[str, Entry]) -> None:
-        write_durably(self._path, json.dumps(entries))
+        replace_file(self._path, json.dumps(entries))
 
     @contextmanager
     def _locked(self) -> Iterator[dict[str, Entry]]:

@@ -269,7 +269,7 @@ class FakeLinux:
         if _subnet(address).version == 6 and self._without_ipv6(device):
             raise _KernelSaysNo("Error: ipv6: IPv6 is disabled on this device.")
         if address in link.addresses:
-            raise _KernelSaysNo("RTNETLINK answers: File exists")
+            raise _KernelSaysNo("Error: ipv4: Address already assigned.")
         link.addresses.append(address)
 
     def _address_delete(self, device: str, words: list[str]) -> None:
