@@ -8,10 +8,14 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from operator import methodcaller
 from pathlib import Path
+from random import Random
 from typing import Any
 
+from attrs import evolve
 from twisted.internet import reactor
 from twisted.internet.defer import DeferredList, gatherResults
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -32,10 +36,34 @@ DESK = Device("b\u00f6b", b"D" * 16, "desk", b"\xff" * 12, "10.10.0.3", None, 7)
 
 
 def replaced(value: Any, **changes: Any) -> Any:
-    """attrs.evolve without its typing trouble."""
-    import attrs
+    """The value with some fields changed, of any type."""
+    return evolve(value, **changes)
 
-    return attrs.evolve(value, **changes)
+
+def random_writes(random: Random, count: int) -> Iterator[Callable[[Any], Any]]:
+    """Writes of every kind on few names, so that they meet."""
+
+    def device() -> Device:
+        user, number = random.choice("abc"), random.randrange(3)
+        ipv4 = random.choice([None, "10.10.0.2"])
+        return Device(user, bytes([number]) * 16, "", random.randbytes(12), ipv4, None, number)
+
+    for n in range(count):
+        user = User(random.choice("abc"), random.randbytes(32), random.random() < 0.5, n)
+        devices = [device() for _ in range(random.randrange(5))]
+        records = [AuditRecord(n, user.name, "event", "")] * random.randrange(3)
+        yield random.choice(
+            [
+                methodcaller("put_user", user),
+                methodcaller("put_user", user),
+                methodcaller("remove_user", user.name),
+                methodcaller("put_devices", devices),
+                methodcaller("put_devices", devices),
+                methodcaller("remove_device", user.name, bytes(16)),
+                methodcaller("set_setting", "key", str(n)),
+                methodcaller("add_audit", records),
+            ]
+        )
 
 
 class StoreTests:
@@ -236,6 +264,22 @@ class SQLiteStoreTests(InTemporaryDirectory, StoreTests, TestCase):
             shutil.copy(self.directory / name, copy / name)
         self.path = copy / "store.sqlite"
         self.assertEqual([ALICE], list(self.opened().users().values()))
+
+    async def test_disk_equals_copy(self) -> None:
+        """After any mix of writes the file, the copy and a store in memory hold the same."""
+        for seed in range(2):
+            self.path = self.directory / f"{seed}.sqlite"
+            store, model = self.opened(), MemoryStore()
+            writes = []
+            for call in random_writes(Random(seed), 30):
+                call(model)
+                writes.append(call(store))
+            await gatherResults(writes)
+            for other in (model, self.opened()):
+                self.assertEqual(dict(other.users()), dict(store.users()), seed)
+                self.assertEqual(dict(other.devices()), dict(store.devices()), seed)
+                self.assertEqual(other.setting("key"), store.setting("key"), seed)
+            self.assertEqual(await model.audit(99), await store.audit(99))
 
     async def test_not_before_durable(self) -> None:
         """The copy in memory shows a write when it is durable and not when it is asked for."""
