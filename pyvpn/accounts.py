@@ -14,25 +14,32 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pyvpn import config
 from pyvpn.config import InstanceFiles
-from pyvpn.control_client import NoPrivilege, NotRunning, ask
-from pyvpn.errors import ConfigError
+from pyvpn.control_client import NoPrivilege, NotRunning, ask, listener_pid
+from pyvpn.errors import ConfigError, StoreError
 from pyvpn.terminal import DASH, emphasised, prompt, say, table
 from pyvpn.token import make_password, password_problem
+
+if TYPE_CHECKING:
+    from pyvpn.state.directory import StateDirectory
 
 DONE: Final = 0
 
 
 def administer(options: argparse.Namespace, command: str, **arguments: str) -> dict[str, Any]:
     """The result of a command, by the running hub or on its state directory."""
-    files = InstanceFiles.of("server", options.run_dir, options.state_dir)
     try:
-        return ask(files.socket, command, arguments)
+        return ask(hub_socket(options), command, arguments)
     except NotRunning:
         return alone(options.state_dir, command, arguments)
+
+
+def hub_socket(options: argparse.Namespace) -> Path:
+    """Where the hub listens for commands, if it runs."""
+    return InstanceFiles.of("server", options.run_dir, options.state_dir).socket
 
 
 def alone(state_dir: Path, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +90,7 @@ def in_reactor(work: Callable[[], Any]) -> Any:
 
 def refuse_empty(state_dir: Path) -> None:
     """Refuse a directory without a network, rather than making one by surprise."""
-    if state_dir.exists() and not os.access(state_dir, os.R_OK | os.X_OK):
+    if state_dir.exists() and not os.access(state_dir, os.R_OK | os.X_OK, effective_ids=True):
         raise NoPrivilege(f"{state_dir} is not yours to read; run it as root")
     if not (state_dir / "network.token").exists():
         raise ConfigError(
@@ -95,17 +102,18 @@ def init(options: argparse.Namespace) -> int:
     """Make the state directory, the network token and the store; harmless twice."""
     from pyvpn.state.directory import StateDirectory
 
-    there = (options.state_dir / "network.token").exists()
-    if not there:
-        state = StateDirectory(options.state_dir)
-        state.prepare(os.urandom)
-    endpoint = None
-    if options.endpoint is not None:
-        text = ",".join(config.endpoints(options.endpoint, config.SERVER_PORT))
+    text = endpoint = None
+    if options.endpoint is not None:  # looked at first: a refused command leaves nothing behind
+        try:
+            text = ",".join(config.endpoints(options.endpoint, config.SERVER_PORT))
+        except ConfigError as error:
+            raise ConfigError(error.message, path="--endpoint") from None
+    made = StateDirectory(options.state_dir).prepare(os.urandom)
+    if text is not None:
         endpoint = administer(options, "endpoint_set", endpoint=text).get("endpoint", text)
     else:
-        administer(options, "user_list")  # the store is made, or its fault told, now
-    say(f"state directory  {options.state_dir} ({'was there already' if there else 'made'})")
+        administer(options, "user_list")  # a store that cannot be used is told of now
+    say(f"state directory  {options.state_dir} ({'made' if made else 'was there already'})")
     if endpoint is None:
         say("endpoint         not changed; invitations need one: pyvpn init --endpoint HOST[:PORT]")
     else:
@@ -119,9 +127,30 @@ def public_key(options: argparse.Namespace, name: str, password: str) -> str:
     from pyvpn.core import login
     from pyvpn.state.directory import StateDirectory
 
-    token = StateDirectory(options.state_dir).token
+    state = StateDirectory(options.state_dir)
+    token = state.token
+    refuse_foreign(options, state)
     private = login.password_key(password, name, token.password_salt, token.log_n, token.r, token.p)
     return login.public_key(private).hex()
+
+
+def refuse_foreign(options: argparse.Namespace, state: StateDirectory) -> None:
+    """Refuse to make a key with the salt of one network for a hub that runs another.
+
+    Nobody could ever log in with it. The hub keeps its state directory locked, so one that can be
+    locked is not that of a running hub.
+    """
+    if listener_pid(hub_socket(options)) is None:
+        return
+    try:
+        state.lock()
+    except StoreError:
+        return
+    state.unlock()
+    raise ConfigError(
+        "the hub that runs here uses another state directory; give that with --state-dir",
+        path=str(options.state_dir),
+    )
 
 
 def chosen_password(options: argparse.Namespace, name: str) -> tuple[str, bool]:
@@ -190,14 +219,13 @@ def date(seconds: object) -> str:
 
 
 def devices(found: object) -> str:
-    """The devices of an account: how many, or each with its address."""
+    """The devices of an account, each with its address."""
     if not isinstance(found, list):
-        return DASH if found is None else str(found)
-    return ", ".join(
-        f"{device.get('name') or str(device.get('device', DASH))[:8]} {device.get('ipv4') or DASH}"
-        for device in found
-        if isinstance(device, dict)
-    )
+        return DASH
+    known = [device for device in found if isinstance(device, dict)]
+    names = [device.get("name") or str(device.get("device_id", DASH))[:8] for device in known]
+    addresses = [device.get("ipv4") or DASH for device in known]
+    return ", ".join(f"{name} {own}" for name, own in zip(names, addresses, strict=True))
 
 
 def user_disable(options: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ from pyvpn import __version__, accounts, config, status
 from pyvpn.accounts import DONE
 from pyvpn.config import Profile
 from pyvpn.control_client import NoPrivilege, NotRunning, ask
-from pyvpn.errors import ConfigError, VPNError
+from pyvpn.errors import ConfigError, StartError, VPNError
 from pyvpn.instance import Instance
 from pyvpn.terminal import emphasised, prompt, say
 from pyvpn.token import JoinLink
@@ -97,9 +97,20 @@ def up(options: argparse.Namespace) -> int:
         profile = config.choose_profile(options.profile_dir, instance.name)
         if profile.password_file is None:
             password = os.environ.get("PYVPN_PW") or prompt(f"Password of {profile.user}: ")
+    require_privilege()
     pid = instance.start([*given, *options.rest], password)
     say(f"{instance.name} is up (pid {pid})", *first_news(instance))
     return DONE
+
+
+def require_privilege() -> None:
+    """Say at once what the daemon would say later, with the exit status that means it."""
+    from pyvpn.linux import preflight
+
+    try:
+        preflight.privileged()
+    except StartError as error:
+        raise NoPrivilege(str(error)) from None
 
 
 def first_news(instance: Instance) -> list[str]:
@@ -143,7 +154,7 @@ def show_status(options: argparse.Namespace) -> int:
     notes = []
     for socket in sockets(options.run_dir):
         try:
-            answers[socket.stem] = ask(socket, "status")
+            answers[socket.stem] = status.flat(ask(socket, "status"))
         except NotRunning:
             notes.append(f"{socket.stem}: ended without clearing up; repair it with: pyvpn cleanup")
         except NoPrivilege:

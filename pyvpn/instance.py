@@ -22,6 +22,7 @@ from attrs import frozen
 from pyvpn.config import InstanceFiles
 from pyvpn.control_client import NoPrivilege, NotRunning, ask, listener_pid
 from pyvpn.errors import StartError, VPNError
+from pyvpn.status import flat
 
 START_TIMEOUT: Final = 60.0  # seconds: scrypt on a slow, busy machine, then the privileged child
 ANSWER_TIMEOUT: Final = 10.0  # seconds from the daemon's birth to its control socket
@@ -104,6 +105,7 @@ class Instance:
             raise StartError(
                 reason(done.stderr) or reason(done.stdout) or f"no start; {self.look()}"
             )
+        sys.stderr.write(done.stderr)  # warnings
         return self._answering()
 
     def _answering(self) -> int:
@@ -120,7 +122,7 @@ class Instance:
 
     def status(self) -> dict[str, Any]:
         """What it says about itself."""
-        return ask(self.files.socket, "status")
+        return flat(ask(self.files.socket, "status"))
 
     def stop(self) -> int:
         """End it and wait until it has undone its settings.
@@ -189,6 +191,8 @@ def make_private(path: Path) -> None:
 
 def reason(said: str) -> str:
     """The one line of a failed twistd that tells people why; "" if it said nothing."""
+    if own := re.findall(r"^pyvpn-(?:server|client): (.+)$", said, re.MULTILINE):
+        return str(own[-1])
     if found := re.search(r"An error has occurred: b?(['\"])(.*)\1", said):
         return found[2]
     lines = [line.strip() for line in said.splitlines() if line.strip()]

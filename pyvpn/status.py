@@ -51,6 +51,12 @@ def _joined(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else printable(value)
 
 
+def _short(device: object) -> str:
+    """A device's name, or the beginning of its id in hexadecimal digits."""
+    text = str(device or DASH)
+    return text[:8] if len(text) == 32 else text
+
+
 def _items(value: object) -> list[Mapping[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
@@ -76,7 +82,7 @@ def hub_lines(answer: Mapping[str, Any], now: float) -> list[str]:
         rows = [
             (
                 session.get("user"),
-                session.get("name") or str(session.get("device") or DASH)[:8],
+                session.get("name") or _short(session.get("device")),
                 _joined(session.get("addresses")),
                 session.get("endpoint"),
                 duration(session.get("age")),
@@ -105,6 +111,13 @@ def client_lines(profile: str, answer: Mapping[str, Any], now: float) -> list[st
     lines = [f"client {name}  {printable(answer.get('state'))}"]
     lines += [f"  {label:<10} {value}" for label, value in facts]
     return lines + _counters(answer.get("counters"))
+
+
+def flat(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer with what administration wraps (``hub``) beside what it adds itself."""
+    hub = answer.get("hub")
+    rest = {key: value for key, value in answer.items() if key != "hub"}
+    return {**rest, **hub} if isinstance(hub, dict) else dict(answer)
 
 
 def instance_lines(instance: str, answer: Mapping[str, Any], now: float | None = None) -> list[str]:
