@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from ipaddress import IPv6Network
 from pathlib import Path
@@ -31,13 +30,14 @@ StateDirectory(sys.argv[1]).lock()
 print("held", flush=True)
 sys.stdin.read()
 """
+from tests.state import temporary_directory
 
 
 class DirectoryCase(SynchronousTestCase):
     """A temporary place for a state directory that does not exist yet."""
 
     def setUp(self) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix=f"pyvpn-{os.getpid()}-"))
+        self.root = temporary_directory()
         self.addCleanup(shutil.rmtree, self.root)
         self.path = self.root / "lib" / "pyvpn"
         self.state = StateDirectory(self.path)

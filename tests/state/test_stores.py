@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from operator import methodcaller
@@ -33,6 +32,7 @@ BOB = User("b\u00f6b", b"\x02" * 32, False, 1_700_000_001)
 LAPTOP = Device("alice", b"L" * 16, "laptop", b"\x40" + bytes(11), "10.10.0.2", "fd00::2", 5)
 PHONE = Device("alice", b"P" * 16, "", bytes(12), None, None, 6)
 DESK = Device("b\u00f6b", b"D" * 16, "desk", b"\xff" * 12, "10.10.0.3", None, 7)
+from tests.state import temporary_directory
 
 
 def replaced(value: Any, **changes: Any) -> Any:
@@ -221,7 +221,7 @@ class InTemporaryDirectory:
     """A directory of the test's own, and its files as bytes."""
 
     def setUp(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix=f"pyvpn-{os.getpid()}-"))
+        self.directory = temporary_directory()
         self.addCleanup(shutil.rmtree, self.directory)
         self.path = self.directory / "store.sqlite"
 
