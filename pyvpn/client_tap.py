@@ -64,7 +64,7 @@ class Options(ServiceOptions):
 
     def check(self) -> None:
         self.config = ClientConfig.load(self)
-        self.check_machine(self.config.tun)
+        self.check_machine(self.config.tun, self.config.files)
         self.place_files(self.config.files)
         self.password = self._password()
 

@@ -33,7 +33,7 @@ class Options(ServiceOptions):
 
     def check(self) -> None:
         self.config = config = ServerConfig.load(self["config"], self)
-        self.check_machine(config.tun)
+        self.check_machine(config.tun, config.files)
         networks = [config.subnet]
         preflight.subnet_free(
             [*networks, config.subnet6] if not isinstance(config.subnet6, str | None) else networks

@@ -157,7 +157,7 @@ class VPNService(Service):
 
     def _open_child(self) -> PrivilegedChild:
         child = self._surroundings.child(str(self._files.journal))
-        self._undo.push("undo what was changed in Linux", child.close)
+        self._undo.push("undo what was changed in Linux", lambda: self._note(child.close()))
         self._note(child.start())
         self._child = child
         return child

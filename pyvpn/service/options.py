@@ -15,7 +15,8 @@ from typing import NoReturn
 from twisted.python import usage
 
 from pyvpn.config import InstanceFiles
-from pyvpn.errors import ConfigError, VPNError
+from pyvpn.control_client import listener_pid
+from pyvpn.errors import ConfigError, StartError, VPNError
 from pyvpn.linux import preflight
 from pyvpn.service.twistd import Process
 
@@ -65,8 +66,11 @@ class ServiceOptions(usage.Options):
         parent = self.parent
         return parent is not None and not (parent.get("nodaemon") or parent.get("debug"))
 
-    def check_machine(self, tun: str) -> None:
-        """Check what both need of Linux, and make the choices of twistd's that have two answers."""
+    def check_machine(self, tun: str, files: InstanceFiles) -> None:
+        """Check what both need of Linux, the clearest reason first."""
+        pid = listener_pid(files.socket)
+        if pid is not None:
+            raise StartError(f"it runs already (pid {pid}, it listens on {files.socket})")
         preflight.tun_available()
         preflight.privileged()
         preflight.tun_name_free(tun)

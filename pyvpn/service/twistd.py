@@ -16,12 +16,12 @@ from twisted.logger import Logger
 
 from pyvpn.errors import VPNError
 
-#: What twistd passes on of a daemon's failure, less its own words (two of 100 bytes are a status).
-DAEMON_MESSAGE = 90
-
 
 class StartFailed(VPNError):
-    """What a daemon's start ends with; twistd shows its beginning."""
+    """What a daemon's start ends with; twistd shows its beginning, less the name of a module."""
+
+    # Of a built-in exception's name no module is shown: twistd passes 98 characters on.
+    __module__ = "builtins"
 
 
 class Process:
@@ -67,8 +67,7 @@ class Process:
         """
         self.say(str(error))
         if self._daemon:
-            where = f"; log: {self._log_file}" if self._log_file else ""
-            raise StartFailed(str(error)[:DAEMON_MESSAGE] + where) from None
+            raise StartFailed(f"see the line above; log: {self._log_file}") from None
         if self._pid_file is not None:
             with suppress(OSError):
                 os.unlink(self._pid_file)
