@@ -19,6 +19,7 @@ from pyvpn.errors import StoreError
 from pyvpn.state import directory
 from pyvpn.state.directory import StateDirectory, make_subnet6
 from pyvpn.state.sqlite import SQLiteStore
+from tests.state import temporary_directory
 
 FILES = {"login.key", "network.token", "store.sqlite"}
 
@@ -30,7 +31,6 @@ StateDirectory(sys.argv[1]).lock()
 print("held", flush=True)
 sys.stdin.read()
 """
-from tests.state import temporary_directory
 
 
 class DirectoryCase(SynchronousTestCase):

@@ -26,13 +26,13 @@ from pyvpn.state import memory, sqlite
 from pyvpn.state.interface import AuditRecord, Device, IStore, User
 from pyvpn.state.memory import MemoryStore
 from pyvpn.state.sqlite import SQLiteStore, create_store
+from tests.state import temporary_directory
 
 ALICE = User("alice", b"\x01" * 32, True, 1_700_000_000)
 BOB = User("b\u00f6b", b"\x02" * 32, False, 1_700_000_001)
 LAPTOP = Device("alice", b"L" * 16, "laptop", b"\x40" + bytes(11), "10.10.0.2", "fd00::2", 5)
 PHONE = Device("alice", b"P" * 16, "", bytes(12), None, None, 6)
 DESK = Device("b\u00f6b", b"D" * 16, "desk", b"\xff" * 12, "10.10.0.3", None, 7)
-from tests.state import temporary_directory
 
 
 def replaced(value: Any, **changes: Any) -> Any:
