@@ -9,8 +9,8 @@ import sys
 from pyvpn.config import ClientConfig, read_password_file
 from pyvpn.errors import ConfigError
 from pyvpn.linux.commandline import wipe_argument
-from pyvpn.service import ClientService
 from pyvpn.service.base import Surroundings
+from pyvpn.service.client import ClientService
 from pyvpn.service.options import ServiceOptions
 
 PASSWORD_VARIABLE = "PYVPN_PW"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pyvpn.config import ServerConfig
 from pyvpn.linux import preflight
-from pyvpn.service import ServerService
 from pyvpn.service.base import Surroundings
 from pyvpn.service.options import ServiceOptions
+from pyvpn.service.server import ServerService
 
 
 class Options(ServiceOptions):

@@ -1,9 +1,5 @@
 """The assembly: services that own ports, store, control socket and Linux state.
 
-Only the core owns sessions; only these services own what has to be undone.
+Only the core owns sessions; only these services own what has to be undone. A process runs one of
+them and imports the other one's half of the code not at all.
 """
-
-from pyvpn.service.client import ClientService
-from pyvpn.service.server import ServerService
-
-__all__ = ["ClientService", "ServerService"]
