@@ -268,4 +268,6 @@ def invite(options: argparse.Namespace) -> int:
         "",
         f"Next, on {name}'s machine: sudo pyvpn join 'LINK'",
     )
+    if listener_pid(hub_socket(options)) is None:
+        say("The hub is not running; start it with: sudo pyvpn up server")
     return DONE

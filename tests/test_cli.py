@@ -20,7 +20,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn import __version__, cli, instance, status
+from pyvpn import __version__, accounts, cli, instance, status
 from pyvpn.config import Profile
 from pyvpn.core import login
 from pyvpn.state.directory import StateDirectory
@@ -392,6 +392,10 @@ class HubTests(CommandTestCase):
         for part in (LINK, "\u2588", "holds the network's secret", "not hold the password",
                      "sudo pyvpn join 'LINK'"):  # fmt: skip
             self.assertIn(part, out)
+        self.assertNotIn("not running", out)
+        self.patch(accounts, "alone", lambda state_dir, command, arguments: {"link": LINK})
+        out = self.pyvpn("--run-dir", str(self.base / "other"), "invite", "kiwi")[1]
+        self.assertIn("The hub is not running; start it with: sudo pyvpn up server", out)
 
     def test_user_list(self) -> None:
         """The accounts as an aligned table."""
