@@ -10,7 +10,7 @@ def hub_sysctls(tun_name: str, proc: str = "/proc") -> dict[str, str]:
 
     * The kernel forwards between clients, in both families.
     * It sends no ICMP redirects on the way from client to client, in at and out of the same TUN;
-      the kernel sends them when either ``all`` or the interface says so (FACTS 4.8).
+      the kernel sends them when either ``all`` or the interface says so.
     * A forwarding machine takes no router advertisements any more, which would take its own IPv6
       uplink down: where they were accepted so far, accept_ra becomes 2. That comes first, since
       the kernel throws away the learned default routes in the moment when forwarding goes on.

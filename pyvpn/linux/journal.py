@@ -5,6 +5,7 @@ Standard library only, because the privileged child imports it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from typing import Any, NamedTuple
@@ -46,8 +47,7 @@ class Journal:
         :raises JournalError: unreadable, or not one of ours.
         """
         try:
-            with open(path, encoding="utf-8") as stream:
-                data = json.load(stream)
+            data = json.loads(_read_own(path))
             if data["version"] != VERSION:
                 raise ValueError(f"version {data['version']}")
             journal = cls(path, data["claim"], data["namespace"])
@@ -57,7 +57,8 @@ class Journal:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise JournalError(f"cannot read the journal {path}: {error.strerror}") from error
+            said = error.strerror or error
+            raise JournalError(f"cannot read the journal {path}: {said}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise JournalError(
                 f"the journal {path} is damaged; look at addresses and sysctls yourself,"
@@ -96,6 +97,19 @@ class Journal:
                 pass
 
 
+def _read_own(path: str) -> str:
+    """The text of a file that we wrote: what stands in it is going to be carried out.
+
+    :raises OSError: unreadable, a link, or the file of another user, who would lend our privilege.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(descriptor, encoding="utf-8") as stream:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise PermissionError(errno.EPERM, "it belongs to another user, or others may write it")
+        return stream.read()
+
+
 def replace_file(path: str, text: str) -> None:
     """Replace the file ``path`` by ``text``: readers see the old or the new, never a part.
 
@@ -105,7 +119,14 @@ def replace_file(path: str, text: str) -> None:
     :raises OSError: the directory is missing, full or not writable.
     """
     new = path + ".new"
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.unlink(new)
+    except FileNotFoundError:
+        pass
+    # The run directory may belong to the user that the service becomes: root must not be led by a
+    # link of his to another file.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(new, flags, 0o600)
     with open(descriptor, "w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()

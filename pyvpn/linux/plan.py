@@ -20,7 +20,7 @@ MAX_ENTRIES = 4096
 
 MIN_MTU = 576
 MIN_MTU_IPV6 = 1280
-"""RFC 8200, section 5; Linux removes the IPv6 addresses of a link with less (FACTS 2.8)."""
+"""RFC 8200, section 5; Linux removes the IPv6 addresses of a link with less."""
 MAX_MTU = 65535
 
 # The kernel allows more in a name; but a line of ip -batch knows spaces, quotes, '#' and '\\'.
@@ -32,7 +32,7 @@ _SYSCTLS = (
     (re.compile(r"net/ipv6/conf/all/forwarding"), ("1",)),
     (re.compile(r"net/ipv6/conf/(?!\.{1,2}/)[^/\0]{1,15}/accept_ra"), ("2",)),
 )
-"""Which keys may be set, and to what: forwarding and what goes with it (FACTS 4.8)."""
+"""Which keys may be set, and to what: forwarding and what goes with it."""
 
 
 class Refused(Exception):

@@ -1,4 +1,4 @@
-"""Read-only checks of this machine, made before anything starts or forks (FACTS 1.9).
+"""Read-only checks of this machine, made before anything starts or forks.
 
 Each returns None when all is well and raises with one line for a person otherwise.
 """
@@ -154,7 +154,7 @@ def writable(directory: str | os.PathLike[str]) -> None:
 def warnings(system: System | None = None) -> list[str]:
     """What other firewalls of this machine may do to the traffic of the VPN, a line each.
 
-    We never touch their rules (FACTS 4.1, 4.8). Silent where nft is missing or not permitted.
+    We never touch their rules. Silent where nft is missing or not permitted.
     """
     system = LinuxSystem() if system is None else system
     done = system.run(["nft", "-json", "list", "chains"], "")
@@ -213,10 +213,13 @@ def _another(network: Network) -> str:
 def _port_error(error: OSError, port: int, address: str) -> StartError | ConfigError:
     if error.errno == errno.EADDRINUSE:
         return StartError(
-            f"UDP port {port} is in use by another program; choose another with --port"
+            f"UDP port {port} is in use by another program; choose another with --port, or stop it"
         )
     if error.errno == errno.EADDRNOTAVAIL:
-        return ConfigError(f"{address} is no address of this machine", key="--interface")
+        return ConfigError(
+            f"{address} is not an address of this machine; 'ip address' lists them",
+            key="--interface",
+        )
     if error.errno in (errno.EACCES, errno.EPERM):
         return StartError(f"no privilege to open UDP port {port}; start as root")
     return StartError(f"cannot open UDP port {port}: {os.strerror(error.errno or 0)}")

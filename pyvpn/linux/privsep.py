@@ -25,7 +25,7 @@ ANSWER_TIMEOUT = 10.0
 
 
 class PrivilegedChild:
-    """The one process that changes Linux for us (DESIGN 5).
+    """The one process that changes Linux for us.
 
     Start it after the service has become a daemon and before it gives up root. All calls block,
     for at most :data:`ANSWER_TIMEOUT`.

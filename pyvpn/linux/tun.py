@@ -12,7 +12,7 @@ import pytun
 from pyvpn.errors import StartError
 
 VNET_HEADER_SIZE = 10
-"""Bytes of virtio header before each packet, both ways (struct virtio_net_hdr, FACTS 2.2)."""
+"""Bytes of virtio header before each packet, both ways (struct virtio_net_hdr)."""
 
 DEVICE_NODE = "/dev/net/tun"
 
@@ -63,7 +63,7 @@ def open_tun(name: str, node: str = DEVICE_NODE) -> TUNDevice:
         raise StartError(explain_tun_error(name, error, node)) from error
     tun = TUNDevice(device)
     try:
-        # pytun opens it blocking and inheritable (FACTS 2.1): both must go before anything forks.
+        # pytun opens it blocking and inheritable: both must go before anything forks.
         os.set_inheritable(tun.fileno(), False)
         os.set_blocking(tun.fileno(), False)
         fcntl.ioctl(tun.fileno(), _TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))

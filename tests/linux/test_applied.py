@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
@@ -399,6 +400,37 @@ class FakePromises(Promises, SynchronousTestCase):
                 )
             self.assertIn(self.child.journal_path, str(caught.exception))
             self.assertEqual(files_in(self.directory), ["server.journal"])
+
+    def test_foreign_journal(self) -> None:
+        """A journal that others can write, or a link to one, is not carried out; ours is."""
+        self.child.apply(HUB)
+        during = self.shown()
+        path = self.child.journal_path
+        later = As(self.world.system, "boot:2:2", {"boot:2:2"})
+        os.chmod(path, 0o666)
+        with self.assertRaises(JournalError) as caught:
+            repair_journal(path, later, self.child.ledger_directory)
+        self.assertIn("others may write it", str(caught.exception))
+        os.chmod(path, 0o600)
+        os.rename(path, path + ".real")
+        os.symlink(path + ".real", path)
+        with self.assertRaises(JournalError):
+            repair_journal(path, later, self.child.ledger_directory)
+        self.assertEqual(self.shown(), during)
+        os.replace(path + ".real", path)
+        repair_journal(path, later, self.child.ledger_directory)
+        self.assertEqual(self.shown(), self.before)
+
+    def test_links_in_the_run_directory(self) -> None:
+        """Links that the service's user left in the run directory lead nowhere."""
+        target = os.path.join(self.directory, "target")
+        with open(target, "w", encoding="utf-8") as stream:
+            stream.write("untouched")
+        os.symlink(target, self.child.journal_path + ".new")
+        self.child.apply(HUB)
+        with open(target, encoding="utf-8") as stream:
+            self.assertEqual(stream.read(), "untouched")
+        self.assertFalse(os.path.islink(self.child.journal_path))
 
     def test_journal_cannot_be_written(self) -> None:
         """Nothing is changed when no undo can be registered."""
