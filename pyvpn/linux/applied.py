@@ -269,6 +269,7 @@ def repair_journal(path: str, system: System, ledger_directory: str) -> list[str
                 f"{path} was left in another network namespace: run 'pyvpn cleanup' there,"
                 " or remove the file"
             )
+        Ledger(ledger_directory, system, journal.namespace).forget()
         journal.remove()
         return [f"{path} removed: the network namespace it belongs to is gone"]
     log = AppliedState(system, journal, Ledger(ledger_directory, system)).undo_all()

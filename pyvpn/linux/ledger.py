@@ -30,13 +30,14 @@ class Ledger:
     """The claims of one network namespace.
 
     :param directory: holds one file per namespace; made when needed, gone when nobody needs it.
+    :param namespace: which one, None for the one that we are in.
     """
 
-    def __init__(self, directory: str, system: System) -> None:
+    def __init__(self, directory: str, system: System, namespace: str | None = None) -> None:
         self._directory = directory
         self._system = system
         # A name from the kernel's cookie: inode numbers of namespaces are used again soon.
-        digest = hashlib.sha256(system.namespace().encode()).hexdigest()[:24]
+        digest = hashlib.sha256((namespace or system.namespace()).encode()).hexdigest()[:24]
         self._path = os.path.join(directory, digest + ".json")
 
     def claim(self, key: str, value: str, claim: str) -> str | None:
@@ -98,6 +99,11 @@ class Ledger:
             done = self._restore(key, entry)
             del entries[key]
             return done
+
+    def forget(self) -> None:
+        """Its namespace is gone, and so is everything that was claimed in it."""
+        with self._locked() as entries:
+            entries.clear()
 
     def _restore(self, key: str, entry: Entry) -> str | None:
         system = self._system

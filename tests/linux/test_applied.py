@@ -387,6 +387,7 @@ class FakePromises(Promises, SynchronousTestCase):
         elsewhere.namespace_exists = lambda name: False  # type: ignore[attr-defined]
         log = repair_journal(self.child.journal_path, elsewhere, self.child.ledger_directory)
         self.assertIn("the network namespace it belongs to is gone", log[0])
+        self.assertEqual(files_in(self.directory), [])
         self.assertEqual(self.shown(), before)
 
     def test_damaged_journal(self) -> None:
