@@ -47,11 +47,17 @@ class VirtualClock(Clock):
         target = self.rightNow + amount
         standing = 0
         while (due := self.next_due()) is not None and due <= target:
-            standing = 0 if due > self.rightNow else standing + 1
+            if due > self.rightNow:
+                self.rightNow, standing = due, 0
+            standing += 1
             if standing > MOST_CALLS_AT_ONCE:
                 raise AssertionError("something is always due: a timer re-arms itself in the past")
-            super().advance(max(0.0, due - self.rightNow))
-        super().advance(max(0.0, target - self.rightNow))
+            # One call at a time: the loop of the inherited advance would never see the bound.
+            self.calls.sort(key=lambda call: call.getTime())
+            call = self.calls.pop(0)
+            call.called = 1
+            call.func(*call.args, **call.kw)
+        self.rightNow = target
 
 
 class ClockTimer:

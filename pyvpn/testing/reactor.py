@@ -85,7 +85,7 @@ class MemoryReactor(VirtualClock):
         port = self._readers.pop(fd, None) or self._writers.get(fd)
         self._writers.pop(fd, None)
         if port is not None:
-            port.connectionLost(Failure(why))  # type: ignore[no-untyped-call]
+            port.connectionLost(Failure(why))
         return port is not None
 
     def settle(self) -> None:

@@ -1,0 +1,281 @@
+"""TUNPort: one mixin on the memory device and on a real TUN in a namespace."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from pyvpn.linux.tun import open_tun
+from pyvpn.testing.memory import MemoryHost, MemoryNetwork, MemoryTUN
+from pyvpn.testing.reactor import MemoryReactor
+from pyvpn.tx.tun import MOST_LONE_TURNS, TURN_BYTES, TURN_FRAMES, TUNPort
+from tests.tx.namespace import Namespace
+from tests.tx.packets import VIRTIO_HEADER, udp_packet, udp_payload
+from tests.tx.worlds import reactor_for, run_until
+
+# This end of the tunnel, and an address behind the other.
+HERE, THERE, PORT = "10.123.0.1", "10.123.0.2", 7777
+
+
+class FrameNotes:
+    """Notes what a TUNPort tells."""
+
+    def __init__(self) -> None:
+        self.turns: list[list[bytes]] = []
+        self.lost: list[Failure] = []
+        self.fail = False
+
+    def framesReceived(self, frames: list[bytes]) -> None:
+        self.turns.append(frames)
+        if self.fail:
+            raise RuntimeError("planted")
+
+    def tunConnectionLost(self, reason: Failure) -> None:
+        self.lost.append(reason)
+
+    def payloads(self) -> list[bytes]:
+        """The UDP payloads of all frames; what the kernel sends of its own accord left out."""
+        found = (udp_payload(frame[10:]) for turn in self.turns for frame in turn)
+        return [payload for payload in found if payload is not None]
+
+
+class MemoryTUNWorld:
+    """The memory device; the kernel's side is the test itself."""
+
+    def __init__(self, test: SynchronousTestCase) -> None:
+        network = MemoryNetwork()
+        self.reactor: Any = MemoryReactor(network)
+        self.system: Any = MemoryHost(network, [])
+        self.device = MemoryTUN(network)
+
+    def kernel_sends(self, payloads: list[bytes]) -> None:
+        for payload in payloads:
+            self.device.inject(udp_packet(HERE, THERE, PORT, payload))
+
+    def kernel_received(self) -> list[bytes]:
+        found = (udp_payload(frame[10:]) for frame in self.device.written)
+        return [payload for payload in found if payload is not None]
+
+    def link_down(self) -> None:
+        self.device.refuse = errno.EIO
+
+    def delete(self) -> None:
+        self.device.deleted = True
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        self.reactor.settle()
+        assert condition(), "all is at rest and the condition does not hold"
+
+
+class KernelTUNWorld:
+    """A TUN in a namespace, with a socket on the kernel's side of it."""
+
+    def __init__(self, test: SynchronousTestCase) -> None:
+        import os
+
+        self.reactor: Any = reactor_for(test)
+        self.system: Any = os
+        self.namespace = Namespace()
+        test.addCleanup(self.namespace.close)
+        with self.namespace.inside():
+            self.device = open_tun("leamit0")
+            self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        test.addCleanup(self.socket.close)
+        self.namespace.ip(f"address add {HERE}/24 dev leamit0")
+        self.namespace.ip("link set leamit0 up mtu 65000 txqueuelen 1000")
+        self.socket.bind((HERE, PORT))
+        self.socket.setblocking(False)
+
+    def kernel_sends(self, payloads: list[bytes]) -> None:
+        for payload in payloads:
+            self.socket.sendto(payload, (THERE, PORT))
+
+    def kernel_received(self) -> list[bytes]:
+        received = []
+        while True:
+            try:
+                received.append(self.socket.recv(65535))
+            except BlockingIOError:
+                return received
+
+    def link_down(self) -> None:
+        self.namespace.ip("link set leamit0 down")
+
+    def delete(self) -> None:
+        self.namespace.ip("link delete leamit0")
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        run_until(self.reactor, condition)
+
+
+class TUNPortMixin:
+    """What must hold on every device."""
+
+    make_world: Any
+
+    def setUp(self) -> None:
+        self.world = self.make_world(self)
+        self.notes = FrameNotes()
+        self.port = TUNPort(self.world.device, self.notes, self.world.reactor, self.world.system)
+        self.addCleanup(self.port.close)
+
+    def write(self, *payloads: bytes) -> None:
+        """Frames of two buffers come out of the tunnel."""
+        packets = [udp_packet(THERE, HERE, PORT, payload) for payload in payloads]
+        self.port.writeFrames([[VIRTIO_HEADER, packet] for packet in packets])
+
+    def test_frames_in(self) -> None:
+        """Frames come in order, each with 10 bytes of virtio header before the packet."""
+        sent = [b"%03d" % n for n in range(20)]
+        self.port.startReading()
+        self.world.kernel_sends(sent)
+        self.world.until(lambda: len(self.notes.payloads()) == len(sent))
+        self.assertEqual(self.notes.payloads(), sent)
+        frames = [frame for turn in self.notes.turns for frame in turn]
+        self.assertEqual({frame[:10] for frame in frames}, {VIRTIO_HEADER})
+        self.assertEqual(self.port.counters, {})
+
+    def test_frames_out(self) -> None:
+        """Frames of several buffers reach the kernel, in order, whatever kind the buffers are."""
+        self.write(b"one", b"two")
+        packet = udp_packet(THERE, HERE, PORT, b"three")
+        self.port.writeFrames(
+            [[VIRTIO_HEADER, memoryview(packet)[:20], bytearray(packet[20:25]), packet[25:]]]
+        )
+        self.assertEqual(self.world.kernel_received(), [b"one", b"two", b"three"])
+        self.assertEqual(self.port.counters, {})
+
+    def test_a_turn_is_bounded_in_frames(self) -> None:
+        """A flood of small frames leaves the reactor to others after 64, handed over at once."""
+        sent = [b"%03d" % n for n in range(2 * TURN_FRAMES + 5)]
+        self.world.kernel_sends(sent)
+        self.port.doRead()
+        self.assertEqual([len(turn) for turn in self.notes.turns], [TURN_FRAMES])
+        self.port.startReading()
+        self.world.until(lambda: len(self.notes.payloads()) == len(sent))
+        self.assertEqual(self.notes.payloads(), sent)
+
+    def test_a_turn_is_bounded_in_bytes(self) -> None:
+        """Of large frames a turn takes 512 KiB and the one that passes it."""
+        sent = [bytes([n]) * 60_000 for n in range(12)]
+        self.world.kernel_sends(sent)
+        self.port.doRead()
+        [turn] = self.notes.turns
+        self.assertLessEqual(sum(map(len, turn[:-1])), TURN_BYTES)
+        self.assertGreater(sum(map(len, turn)), TURN_BYTES)
+        self.port.startReading()
+        self.world.until(lambda: len(self.notes.payloads()) == len(sent))
+        self.assertEqual(self.notes.payloads(), sent)
+
+    def test_pause(self) -> None:
+        """While reading is stopped frames wait in the kernel; none is lost."""
+        self.port.startReading()
+        self.port.startReading()
+        self.port.stopReading()
+        self.port.stopReading()
+        self.world.kernel_sends([b"early"])
+        self.assertEqual(self.world.reactor.getReaders().count(self.port), 0)
+        self.port.startReading()
+        self.world.until(lambda: self.notes.payloads() == [b"early"])
+
+    def test_bad_frame(self) -> None:
+        """A frame that the kernel refuses is counted by name; the next one is written."""
+        packet = udp_packet(THERE, HERE, PORT, b"x")
+        impossible = b"\x01\x00" + (60_000).to_bytes(2, "little") + bytes(2) + b"\xff\xff\xff\xff"
+        if isinstance(self.world, MemoryTUNWorld):
+            self.world.device.refuse = errno.EINVAL
+            self.port.writeFrames([[VIRTIO_HEADER, packet]])
+            self.world.device.refuse = None
+        else:
+            self.port.writeFrames([[impossible, packet]])
+        self.write(b"good")
+        self.assertEqual(self.world.kernel_received(), [b"good"])
+        self.assertEqual(self.port.counters, {"EINVAL": 1})
+
+    def test_link_down(self) -> None:
+        """With the link down writes are counted, not raised."""
+        self.world.link_down()
+        self.write(b"lost", b"lost")
+        self.assertEqual(self.port.counters, {"EIO": 2})
+
+    def test_device_deleted(self) -> None:
+        """If somebody deletes the device its owner hears of it once, and the port is closed."""
+        self.port.startReading()
+        self.world.delete()
+        self.world.until(lambda: bool(self.notes.lost))
+        self.assertEqual(self.port.fileno(), -1)
+        self.assertFalse(self.port.reading)
+        self.write(b"nowhere")
+        self.assertEqual(self.port.counters, {"connection_lost": 1, "closed": 1})
+        self.assertEqual(len(self.notes.lost), 1)
+
+    def test_read_after_deletion(self) -> None:
+        """A read that finds the device deleted gives the descriptor up."""
+        self.world.delete()
+        self.assertIsNotNone(self.port.doRead())
+        self.assertEqual(self.port.counters, {"EBADFD": 1})
+
+    def test_exception_above(self) -> None:
+        """A bug above does not take the reader out of the reactor; it is counted and logged."""
+        self.port.startReading()
+        self.notes.fail = True
+        self.world.kernel_sends([b"first"])
+        self.world.until(lambda: b"first" in self.notes.payloads())
+        self.notes.fail = False
+        self.world.kernel_sends([b"second"])
+        self.world.until(lambda: b"second" in self.notes.payloads())
+        self.assertGreaterEqual(self.port.counters["exception"], 1)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_close(self) -> None:
+        """Closing twice is harmless and nothing is read afterwards."""
+        self.port.startReading()
+        self.port.close()
+        self.port.close()
+        self.port.startReading()
+        self.assertFalse(self.port.reading)
+        self.assertEqual(self.world.device.fileno(), -1)
+
+
+class MemoryTUNPortTests(TUNPortMixin, SynchronousTestCase):
+    """On the memory device, where reads can be counted."""
+
+    make_world = MemoryTUNWorld
+
+    def test_lone_frames_need_one_read(self) -> None:
+        """A ping costs no second read, but for a probe every few turns."""
+        self.port.startReading()
+        count = 10 * MOST_LONE_TURNS
+        for _ in range(count):
+            self.world.kernel_sends([b"ping"])
+            self.world.reactor.settle()
+        lone = self.world.device.reads
+        self.assertLess(lone, count * 1.15)
+        for _ in range(10):
+            self.world.kernel_sends([bytes(1400)])
+            self.world.reactor.settle()
+        self.assertEqual(self.world.device.reads - lone, 20, "the control: bulk is probed")
+
+    def test_many_after_lone_ones(self) -> None:
+        """A burst after lone frames is drained in few turns, in order."""
+        self.port.startReading()
+        for _ in range(100):
+            self.world.kernel_sends([b"ping"])
+            self.world.reactor.settle()
+        self.notes.turns.clear()
+        sent = [b"%03d" % n for n in range(300)]
+        self.world.kernel_sends(sent)
+        self.world.reactor.settle()
+        self.assertEqual(self.notes.payloads(), sent)
+        self.assertLess(len(self.notes.turns), MOST_LONE_TURNS + 8)
+
+
+class KernelTUNPortTests(TUNPortMixin, SynchronousTestCase):
+    """On the kernel (root)."""
+
+    make_world = KernelTUNWorld
