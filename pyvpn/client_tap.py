@@ -8,6 +8,7 @@ import sys
 
 from pyvpn.config import ClientConfig, read_password_file
 from pyvpn.errors import ConfigError
+from pyvpn.linux import preflight
 from pyvpn.linux.commandline import wipe_argument
 from pyvpn.service.base import Surroundings
 from pyvpn.service.client import ClientService
@@ -65,6 +66,9 @@ class Options(ServiceOptions):
     def check(self) -> None:
         self.config = ClientConfig.load(self)
         self.check_machine(self.config.tun, self.config.files)
+        if self.config.port_explicit:
+            preflight.udp_port_free(self.config.port, self.config.interface)
+        preflight.writable(self.config.state_dir)
         self.place_files(self.config.files)
         self.password = self._password()
 

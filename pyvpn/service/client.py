@@ -95,7 +95,6 @@ class ClientService(VPNService):
         self._identity = ClientIdentity.load(
             config.state_dir, token.login_public, config.user, self._surroundings.random_bytes
         )
-        self._give_away(self._identity.path)
         wanted = config.tun_addr
         self.core = VPNClient(
             keys=NetworkKeys.derive(token.login_public, token.network_secret),

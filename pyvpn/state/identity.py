@@ -7,16 +7,14 @@ set back able to log in (docs/protocol.rst, "Login").
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from hashlib import blake2s
 from pathlib import Path
 
 from attrs import define
 
-from pyvpn.errors import StoreError
+from pyvpn.config import write_private_file
+from pyvpn.errors import ConfigError, StoreError
 
 DEVICE_ID_SIZE = 16
 
@@ -41,9 +39,9 @@ class ClientIdentity:
         user: str,
         random_bytes: Callable[[int], bytes],
     ) -> ClientIdentity:
-        """Read the file of one hub and user; make it if there is none.
+        """Read the file of one hub and user; without one, make an id that :meth:`save` will keep.
 
-        :raises StoreError: it cannot be read, written or understood.
+        :raises StoreError: it cannot be read or understood.
         """
         name = blake2s(login_public + user.encode(), digest_size=12).hexdigest()
         path = state_dir / "clients" / f"{name}.json"
@@ -54,9 +52,7 @@ class ClientIdentity:
             if len(device) != DEVICE_ID_SIZE or type(last_stamp) is not int or last_stamp < 0:
                 raise ValueError
         except FileNotFoundError:
-            identity = cls(path, random_bytes(DEVICE_ID_SIZE))
-            identity.save()
-            return identity
+            return cls(path, random_bytes(DEVICE_ID_SIZE))
         except OSError as error:
             raise StoreError(f"{path}: cannot read this file: {error.strerror}") from error
         except (ValueError, KeyError, TypeError):
@@ -71,17 +67,7 @@ class ClientIdentity:
         :raises StoreError: it cannot be written.
         """
         entry = {"device": self.device.hex(), "last_stamp": self.last_stamp}
-        temporary = None
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=self.path.parent)
-            with open(descriptor, "w", encoding="ascii") as file:
-                json.dump(entry, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        except OSError as error:
-            if temporary is not None:
-                with suppress(OSError):
-                    os.unlink(temporary)
-            raise StoreError(f"{self.path}: cannot write this file: {error.strerror}") from error
+            write_private_file(self.path, json.dumps(entry))
+        except ConfigError as error:
+            raise StoreError(str(error)) from error
