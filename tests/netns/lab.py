@@ -20,6 +20,7 @@ bound; :class:`LabError` says in one line what did not come about, and shows the
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -126,6 +127,7 @@ class Lab:
         self._echo = echo
         self._undo = contextlib.ExitStack()
         self._directory: Path | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -145,10 +147,13 @@ class Lab:
 
     def close(self) -> None:
         """End every process and remove every namespace and file; harmless twice."""
+        atexit.unregister(self.close)
         self._undo.close()
 
     def keep(self) -> str:
         """Leave all as it is, also after this process; the name that :func:`remove` takes."""
+        atexit.unregister(self.close)
+        self._end_watcher()
         self._undo.pop_all()
         return self._prefix
 
@@ -458,7 +463,31 @@ class Lab:
 
     # -- inside -------------------------------------------------------------------------------
 
+    def _start_watcher(self) -> None:
+        """Have the laboratory removed even if this process is killed, or simply ends: trial, for
+        one, calls no tearDownClass. The watcher's standard input ends when we do."""
+        atexit.register(self.close)
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-m", "tests.netns.lab", self._prefix],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=Path(__file__).resolve().parent.parent.parent,
+            start_new_session=True,
+        )
+
+    def _end_watcher(self) -> None:
+        if self._watcher is not None:
+            # Killed before its input is closed, it removes nothing.
+            self._watcher.kill()
+            self._watcher.wait()
+            assert self._watcher.stdin is not None
+            self._watcher.stdin.close()
+            self._watcher = None
+
     def _build(self) -> None:
+        self._undo.callback(self._end_watcher)
+        self._start_watcher()
         self._undo.callback(_remove_directory, self)
         self._directory = Path(tempfile.mkdtemp(prefix=f"{self._prefix}-"))
         for name in (INET, *self.hosts):
@@ -649,3 +678,8 @@ def _root_is_locked() -> bool:
     except OSError:
         pass
     return False
+
+
+if __name__ == "__main__":  # the watcher
+    sys.stdin.read()
+    remove(sys.argv[1])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -119,6 +121,24 @@ class LabTests(SynchronousTestCase):
             self.assertFalse(_alive(pid), pid)
         self.assertEqual(list(named(prefix)), [])
         self.assertFalse(directory.exists())
+
+    def test_no_trace_after_a_kill(self) -> None:
+        """A process that is killed with its lab up, or ends without closing it, leaves nothing."""
+        root = Path(__file__).resolve().parent.parent.parent
+        program = (
+            "import sys, signal\n"
+            "from tests.netns.lab import Lab\n"
+            "lab = Lab().__enter__()\n"
+            "lab.spawn('pa', ['sleep', '1000'])\n"
+            "print(lab.namespace('').rstrip('-'), lab.directory, flush=True)\n"
+        )
+        for end in ("signal.raise_signal(signal.SIGKILL)", "sys.exit()"):
+            argv = [sys.executable, "-c", program + end]
+            done = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=False)
+            prefix, directory = done.stdout.split()
+            self.addCleanup(laboratory.remove, prefix)
+            self.lab.wait_until(lambda name=prefix: not list(named(name)), f"no {prefix}", 20)
+            self.lab.wait_until(lambda name=directory: not Path(name).exists(), "no files", 5)
 
     def test_keep_and_remove(self) -> None:
         """A kept lab outlives its object and is removed by its name."""
