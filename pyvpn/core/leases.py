@@ -227,7 +227,6 @@ class AddressPool:
         """Take ``address`` from another device of the same user, which keeps its IPv4 address."""
         owner = self._by6.get(address)
         if owner is not None and owner != holder:
-            del self._by6[address]
             self._leases[owner] = Lease(self._leases[owner].ipv4, None)
 
     def _choose_ipv6(self, holder: Holder, ipv4: IPv4Address) -> IPv6Address | None:

@@ -60,7 +60,13 @@ class HeaderTests(SynchronousTestCase):
 
     def test_length_leaves_padding_out(self) -> None:
         """The padding that a type 4 adds is no part of the packet."""
-        for packet in (packet4(), packet4(b"payload"), packet4(b"p", bytes(40)), packet6(b"p")):
+        for packet in (
+            packet4(),
+            packet4(b"payload"),
+            packet4(b"p", bytes(40)),
+            packet6(),
+            packet6(b"p"),
+        ):
             for padding in (b"", bytes(1), bytes(15), b"\xff" * 16):
                 self.assertEqual(ippacket.length(packet + padding), len(packet))
 
@@ -79,6 +85,7 @@ class HeaderTests(SynchronousTestCase):
             "IPv6 header cut": packet6()[:39],
             "version 0": patched(four, 0, 0x05),
             "version 5": patched(four, 0, 0x55),
+            "version 5 with IHL 0": patched(four, 0, 0x50),
             "version 7": patched(six, 0, 0x70),
             "version 15": patched(six, 0, 0xF5),
             "IHL 4": patched(four, 0, 0x44),

@@ -262,6 +262,14 @@ class FullPoolTests(SynchronousTestCase):
         lease = self.pool.lease(PA, None, None, NOW + 10 * KEEP, used.__contains__)
         self.assertEqual(lease.ipv4, v4(5))
 
+    def test_released_device_is_forgotten(self) -> None:
+        """A released device is no candidate to make room: it has nothing to give."""
+        self.pool.release(self.holders[0])
+        self.pool.lease(PA, None, None, NOW + KEEP, nobody)
+        lease = self.pool.lease(TUI, None, None, NOW + KEEP + 1, nobody)
+        self.assertEqual(lease.ipv4, v4(3))
+        self.assertEqual(set(self.pool.leases()), {PA, TUI, *self.holders[2:]})
+
     def test_clock_that_went_back(self) -> None:
         """A login stamped years ahead by a wrong clock pins no lease for ever."""
         for holder in self.holders:

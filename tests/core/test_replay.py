@@ -97,10 +97,34 @@ class ReplayWindowTests(SynchronousTestCase):
         window.accept(WINDOW - 10)
         self.assertTrue(window.accept_run(WINDOW - 5, 44))
         self.assertEqual(window.highest, WINDOW + 38)
+        self.assertFalse(window.accept(WINDOW - 10))
         for counter in range(WINDOW - 5, WINDOW + 39):
             self.assertFalse(window.accept(counter), counter)
         for counter in range(WINDOW - 9, WINDOW - 5):
             self.assertTrue(window.accept(counter), counter)
+
+    def test_skipped_counters_come_late(self) -> None:
+        """Counters skipped after a full window pass once when they come, those before them not."""
+        for gap in (1, 2, 3, 50):
+            for by_run in (False, True):
+                window = ReplayWindow()
+                self.assertTrue(window.accept_run(0, 2 * WINDOW))
+                highest = window.highest
+                after = highest + 1 + gap
+                self.assertTrue(window.accept_run(after, 2) if by_run else window.accept(after))
+                for counter in range(highest - 3, highest + 1):
+                    self.assertFalse(window.accept(counter), (gap, by_run, counter))
+                for counter in range(highest + 1, after):
+                    self.assertTrue(window.accept(counter), (gap, by_run, counter))
+                    self.assertFalse(window.accept(counter), (gap, by_run, counter))
+
+    def test_memory_is_bounded(self) -> None:
+        """The window never grows, whatever the run: across the ring's end, longer than it."""
+        window = ReplayWindow()
+        for first, count in ((0, 3), (WINDOW - 7, 44), (3 * WINDOW - 1, 2), (10 * WINDOW, 25_000)):
+            self.assertTrue(window.accept_run(first, count))
+            self.assertEqual(window.highest, first + count - 1)
+            self.assertEqual(len(window._seen), WINDOW)
 
     def test_last_counters_of_a_session(self) -> None:
         """The highest counters that a session may use work like any others."""
@@ -126,6 +150,7 @@ class ReplayWindowTests(SynchronousTestCase):
             else:
                 self.assertEqual(window.accept(counter), model.accept(counter))
             self.assertEqual(window.highest, model.highest)
+            self.assertEqual(len(window._seen), WINDOW)
         oldest = max(0, model.highest - WINDOW - 2)
         for counter in range(oldest, model.highest + 1):
             self.assertEqual(window.accept(counter), model.accept(counter), counter)
