@@ -16,7 +16,7 @@ from hashlib import blake2s
 
 from attrs import frozen
 
-from pyvpn.core.cookies import mac1_valid, with_macs
+from pyvpn.core.cookies import MAC_SIZE, mac1_valid, with_macs
 from pyvpn.core.noise import IK_PSK0_PSK2, HandshakeState, KeyPair
 from pyvpn.errors import RemoteProtocolError
 
@@ -169,7 +169,7 @@ class LoginAttempt:
         :raises RemoteProtocolError: the reason for which it is not the answer to our 0x50.
         """
         _, version, zero, sender, receiver = _RESPONSE_PREFIX.unpack_from(message)
-        if version != VERSION or zero:
+        if version != VERSION or zero or any(message[-MAC_SIZE:]):  # 0x51 has no mac2
             raise RemoteProtocolError("handshake_version")
         if receiver != self.index:
             raise RemoteProtocolError("response_unexpected")
@@ -180,7 +180,8 @@ class LoginAttempt:
         if len(payload) != _PAYLOAD2.size:
             raise RemoteProtocolError("handshake_payload")
         version, flags, mtu, echoed_sender, echoed_receiver, _ = _PAYLOAD2.unpack(payload)
-        if version != VERSION or flags & ~self._offered:
+        # Integers: an IntFlag's ~ knows the named bits only.
+        if version != VERSION or flags & ~int(self._offered):
             raise RemoteProtocolError("handshake_payload")
         if echoed_sender != sender or echoed_receiver != self.index:
             raise RemoteProtocolError("handshake_index_echo")
@@ -234,7 +235,7 @@ class LoginRequest:
         version, flags, zero, sender, self.stamp, self.device, length, name, code = (
             _PAYLOAD1.unpack(payload)
         )
-        if version != VERSION or zero or flags & ~ALL_FLAGS:
+        if version != VERSION or zero or flags & ~int(ALL_FLAGS):
             raise RemoteProtocolError("handshake_payload")
         if sender != self.remote_index:
             raise RemoteProtocolError("handshake_index_echo")
