@@ -103,3 +103,18 @@ def listener_pid(path: Path) -> int | None:
         return None
     pid: int = _UCRED.unpack(found)[0]
     return pid
+
+
+def running_pid(pid_file: Path, plugin: str) -> int | None:
+    """The process in a pid file, if it is alive and the one that wrote it.
+
+    :param plugin: the ``twistd`` command that it runs; a later process of the same number does not.
+    """
+    try:
+        pid = int(pid_file.read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")  # empty for a zombie
+    except (OSError, ValueError):
+        return None
+    # Who was given another --pidfile by name is another instance.
+    ours = os.fsencode(pid_file) in command or b"--pidfile" not in command
+    return pid if plugin.encode() in command and ours else None

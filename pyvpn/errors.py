@@ -1,6 +1,6 @@
 """The exception tree: everything that PyVPN raises on purpose derives from :class:`VPNError`.
 
-``str()`` of each of them is one line fit to show to a person: what went wrong, where, and what helps.
+``str()`` of each is one line fit to show to a person: what went wrong, where, and what helps.
 """
 
 from __future__ import annotations

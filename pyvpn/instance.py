@@ -20,7 +20,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from pyvpn.config import InstanceFiles
-from pyvpn.control_client import NoPrivilege, NotRunning, ask, listener_pid
+from pyvpn.control_client import NoPrivilege, NotRunning, ask, listener_pid, running_pid
 from pyvpn.errors import StartError, VPNError
 from pyvpn.status import flat
 
@@ -57,22 +57,7 @@ class Instance:
         listening = listener_pid(self.files.socket)
         if listening:
             return listening
-        try:
-            pid = int(self.files.pid_file.read_text())
-        except (OSError, ValueError):
-            return None
-        return pid if self._is(pid) else None
-
-    def _is(self, pid: int) -> bool:
-        """Whether a process is alive and this instance, not a later one of the same number."""
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")  # empty for a zombie
-        except OSError:
-            return False
-        pid_file = os.fsencode(self.files.pid_file)
-        return self.plugin.encode() in command and (
-            pid_file in command or b"--pidfile" not in command
-        )
+        return running_pid(self.files.pid_file, self.plugin)
 
     def start(self, options: Sequence[str], password: str | None) -> int:
         """Start it as a daemon and wait until it answers.

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+
+# Found by its name at first use, which can be after the process has given up root.
+import encodings.idna  # noqa: F401
 import hashlib
 import hmac
 import ipaddress

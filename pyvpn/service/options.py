@@ -15,7 +15,7 @@ from typing import NoReturn
 from twisted.python import usage
 
 from pyvpn.config import InstanceFiles
-from pyvpn.control_client import listener_pid
+from pyvpn.control_client import listener_pid, running_pid
 from pyvpn.errors import ConfigError, StartError, VPNError
 from pyvpn.linux import preflight
 from pyvpn.service.twistd import Process
@@ -83,6 +83,10 @@ class ServiceOptions(usage.Options):
         if parent.get("pidfile") == "twistd.pid":
             parent["pidfile"] = str(files.pid_file)
             _make_private(files.pid_file.parent)
+            if running_pid(files.pid_file, self.command) is None:
+                # Left by a killed process; twistd would refuse to start where another process has
+                # that number by now.
+                files.pid_file.unlink(missing_ok=True)
         if self.daemon and not parent.get("logfile") and not parent.get("logger"):
             parent["logfile"] = str(files.log)
             _make_private(files.log.parent)

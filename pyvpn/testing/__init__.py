@@ -1,1 +1,1 @@
-"""Public fakes: memory networks, TUN devices and clocks that pass the same tests as the real ones."""
+"""Public fakes: memory networks, TUNs and clocks that pass the same tests as the real ones."""
