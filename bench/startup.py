@@ -1,7 +1,7 @@
 """Start-up figures, asked and measured: ``sudo make bench``.
 
 * client start to the first ping answered through the tunnel, scrypt included (median of 5);
-* resident memory of a hub without clients, its privileged child included;
+* memory of a hub without clients, alone and together with its privileged child;
 * the whole demo, once installed.
 
 All run in network namespaces on this machine. Exit status: 0 every figure is met, 1 one is not,
@@ -47,14 +47,36 @@ def start_times(lab: Lab) -> list[float]:
     return times
 
 
-def resident(pid: int) -> dict[int, float]:
-    """Resident memory in MiB of a process and all below it, by pid."""
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    sizes = {pid: int(found[1]) / 1024 if found else 0.0}
+def processes(pid: int) -> list[int]:
+    """A process and all below it, the oldest first."""
+    found = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
-            sizes.update(resident(int(child)))
-    return sizes
+            found += processes(int(child))
+    return found
+
+
+def memory(pid: int, kind: str) -> float:
+    """Memory of a process in MiB. `kind` Rss: all that it has in memory; Pss: where it shares a
+    page with others its share of that page, so that the figures of several processes add up."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = re.search(rf"^{kind}:\s+(\d+) kB", rollup, re.MULTILINE)
+    if found is None:
+        raise LabError(f"/proc/{pid}/smaps_rollup does not tell {kind}")
+    return int(found[1]) / 1024
+
+
+def hub_memory(pid: int) -> bool:
+    """Two rows for the hub without clients: its process, and that with the privileged child."""
+    pids = processes(pid)
+    asked = f"≤ {ASKED_MEMORY:.0f} MiB"
+    resident = [memory(each, "Rss") for each in pids]
+    own = resident[0]
+    met = show("hub without clients, resident", asked, f"{own:.1f} MiB", own <= ASKED_MEMORY)
+    both = sum(memory(each, "Pss") for each in pids)
+    measured = f"{both:.1f} MiB ({' + '.join(f'{size:.0f}' for size in resident)} res.)"
+    what = "the same with its privileged child, PSS"
+    return show(what, asked, measured, both <= ASKED_MEMORY) and met
 
 
 def demo_time() -> tuple[float, bool]:
@@ -72,15 +94,7 @@ def main() -> int:
     print(ROW.format("figure", "asked", "measured", ""))
     with Lab() as lab:
         server = lab.start_hub({"kiwi": PASSWORD})
-        sizes = resident(server.process.pid)
-        total = sum(sizes.values())
-        parts = " + ".join(f"{size:.0f}" for size in sizes.values())
-        met = show(
-            "hub without clients, resident (hub + its child)",
-            f"≤ {ASKED_MEMORY:.0f} MiB",
-            f"{total:.1f} MiB ({parts})",
-            total <= ASKED_MEMORY,
-        )
+        met = hub_memory(server.process.pid)
         times = start_times(lab)
         median = statistics.median(times)
         spread = f"{median:.2f} s ({min(times):.2f}–{max(times):.2f})"
