@@ -18,6 +18,7 @@ from pyvpn.core.vpncore import VPNCore
 from pyvpn.errors import StartError, VPNError
 from pyvpn.linux.privsep import PrivilegedChild
 from pyvpn.linux.tun import TUNDevice, open_tun
+from pyvpn.service.controlsocket import ControlSocket, Run
 from pyvpn.service.twistd import Process
 from pyvpn.service.undo import Undo
 from pyvpn.tx.protocol import PortLost, VPNProtocol
@@ -112,6 +113,7 @@ class VPNService(Service):
         try:
             step()
         except Exception as error:
+            self._serving = False
             self._undo.now()
             if self._process is not None and isinstance(error, VPNError | OSError):
                 self._process.failed(error)
@@ -168,6 +170,12 @@ class VPNService(Service):
         self.protocol.attach(self._tun, self._udp)
         self._udp.startReading()
         self._tun.startReading()
+
+    def _listen(self, run: Run) -> None:
+        """Open the control socket: the last step, since only a running reactor can close it."""
+        control = ControlSocket(self._files.socket, run, self._reactor)
+        self._undo.push("close the control socket", control.close)
+        control.listen()
 
     # -- running ------------------------------------------------------------------------------
 

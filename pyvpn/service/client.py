@@ -30,7 +30,6 @@ from pyvpn.linux.cpu import has_aes
 from pyvpn.linux.desired import Address, Link, SystemState
 from pyvpn.linux.preflight import ipv6_available
 from pyvpn.service.base import Surroundings, VPNService
-from pyvpn.service.controlsocket import ControlSocket
 from pyvpn.service.twistd import Process
 from pyvpn.state.identity import ClientIdentity
 from pyvpn.tx.endpoint import UDPEndpoint
@@ -132,10 +131,8 @@ class ClientService(VPNService):
         self._open_ports(protocol, make_port(config.port), config.tun, fallback)
 
     def _serve(self) -> None:
-        control = ControlSocket(self._files.socket, self._command, self._reactor)
-        self._undo.push("close the control socket", control.close)
-        control.listen()
         self._begin_traffic()
+        self._listen(self._command)
         password, self._password = self._password, None
         token = self._config.token
         key = self._in_thread(

@@ -31,7 +31,6 @@ from pyvpn.linux.desired import Address, Link, SystemState
 from pyvpn.linux.forwarding import hub_sysctls
 from pyvpn.linux.preflight import ipv6_available
 from pyvpn.service.base import Surroundings, VPNService
-from pyvpn.service.controlsocket import ControlSocket
 from pyvpn.service.twistd import Process
 from pyvpn.state.directory import SUBNET6_SETTING, StateDirectory
 from pyvpn.state.interface import Device
@@ -143,11 +142,9 @@ class ServerService(VPNService):
 
     def _serve(self) -> None:
         self._administration = Administration(self._store, self._state, self)
-        socket = ControlSocket(self._files.socket, self._command, self._reactor)
-        self._undo.push("close the control socket", socket.close)
-        socket.listen()
         self._undo.push("write what is not written yet", self._written)
         self._begin_traffic()
+        self._listen(self._command)
         self._started = boottime()
         if self._config.endpoint is not None:
             endpoint = {"endpoint": self._config.endpoint}
