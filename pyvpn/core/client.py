@@ -91,9 +91,10 @@ class StampUsed:
 
 @frozen
 class Connected:
-    """The hub answered a login; ``endpoint`` is where it is."""
+    """The hub answered a login; ``endpoint`` is where it is, ``flags`` its choice."""
 
     endpoint: Endpoint
+    flags: LoginFlags
 
 
 @frozen
@@ -158,7 +159,7 @@ class VPNClient(VPNCore[Peer]):
         wanted6: IPv6Address | None = None,
         flags: LoginFlags,
         inner_mtu: int,
-        poll_interval: float | None = None,
+        poll_interval: float = PUSH_POLL_INTERVAL,
         wall_clock: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:
@@ -172,7 +173,7 @@ class VPNClient(VPNCore[Peer]):
         self._flags = flags
         self._hello = control.Hello(wanted4, wanted6, device_name)
         self._last_stamp = last_stamp
-        self._poll_interval = poll_interval or PUSH_POLL_INTERVAL
+        self._poll_interval = poll_interval
         self._servers: list[Endpoint] = []
         self._next_server = 0
         self._attempt: _Attempt | None = None
@@ -310,9 +311,11 @@ class VPNClient(VPNCore[Peer]):
             inner_mtu=min(keys.inner_mtu, self.inner_mtu),
             created=now,
         )
-        self._answered(session, self._pending_endpoint, now)
+        self._answered(session, self._pending_endpoint, keys.flags, now)
 
-    def _answered(self, session: Session, endpoint: Endpoint, now: float) -> None:
+    def _answered(
+        self, session: Session, endpoint: Endpoint, flags: LoginFlags, now: float
+    ) -> None:
         """Make a new session current and use it at once: the hub waits for our first packet."""
         rekey = self._attempt is not None and self._attempt.rekey and self.state is State.UP
         hub = self.hub
@@ -333,7 +336,7 @@ class VPNClient(VPNCore[Peer]):
         self._poll(now)
         if not rekey:
             self._say_hello(now)
-            self._events.append(Connected(endpoint))
+            self._events.append(Connected(endpoint, flags))
         if self.state is State.UP:
             self._send_staged(hub, now)
 

@@ -194,7 +194,10 @@ def _host(value: bytes) -> Address:
 
 
 def _interface(value: bytes) -> Interface:
-    address = _host(value[:-1])
+    address, prefix = _host(value[:-1]), value[-1]
+    # The interface's subnet becomes a route: a short prefix would be a default route by stealth.
+    if prefix < (8 if address.version == 4 else 32):
+        raise ValueError("a subnet this large would take other networks' traffic")
     if isinstance(address, IPv4Address):
         return IPv4Interface((address, value[-1]))
     return IPv6Interface((address, value[-1]))

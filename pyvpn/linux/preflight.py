@@ -62,8 +62,17 @@ def tun_name_free(name: str) -> None:
     raise StartError(explain_tun_error(name, OSError(errno.EBUSY, "")))
 
 
-def subnet_free(networks: Iterable[Network], system: System | None = None) -> None:
+def subnet_free(
+    networks: Iterable[Network],
+    system: System | None = None,
+    *,
+    ours: str | None = None,
+    remedy: str | None = None,
+) -> None:
     """The VPN's networks are not in use on this machine.
+
+    :param ours: an interface that does not count, since it is the VPN's own.
+    :param remedy: the end of the error's line, in place of what helps a hub.
 
     In use is a network that shares addresses with one of an interface, or that holds the
     destination of a route, which as the narrower one would draw the VPN's packets away. A wider
@@ -75,6 +84,8 @@ def subnet_free(networks: Iterable[Network], system: System | None = None) -> No
     system = LinuxSystem() if system is None else system
     wanted = list(networks)
     for link in _ask_ip(system, "address", "show"):
+        if link["ifname"] == ours:
+            continue
         for entry in link.get("addr_info", ()):
             if "local" not in entry:
                 continue
@@ -83,12 +94,14 @@ def subnet_free(networks: Iterable[Network], system: System | None = None) -> No
                 if network.version == theirs.version and network.overlaps(theirs.network):
                     raise ConfigError(
                         f"{network} overlaps {theirs} of interface {link['ifname']};"
-                        f" {_another(network)}"
+                        f" {remedy or _another(network)}"
                     )
     routes = _ask_ip(system, "route", "show", "table", "all")
     routes += _ask_ip(system, "-6", "route", "show", "table", "all")
     for route in routes:
         if route.get("type", "unicast") in ("local", "broadcast", "multicast", "anycast"):
+            continue
+        if ours is not None and route.get("dev") == ours:
             continue
         destination = _destination(route["dst"])
         for network in wanted:
@@ -96,7 +109,7 @@ def subnet_free(networks: Iterable[Network], system: System | None = None) -> No
                 through = route.get("dev", route.get("type", "another interface"))
                 raise ConfigError(
                     f"{network} overlaps the route to {destination} ({through});"
-                    f" {_another(network)}"
+                    f" {remedy or _another(network)}"
                 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from functools import partial
-from ipaddress import IPv4Interface, IPv6Address
+from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from twisted.internet.defer import DeferredLock
@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from pyvpn.config import ClientConfig
 from pyvpn.core.client import (
+    PUSH_POLL_INTERVAL,
     Configured,
     Connected,
     Disconnected,
@@ -28,7 +29,7 @@ from pyvpn.core.noise import KeyPair
 from pyvpn.errors import ConfigError
 from pyvpn.linux.cpu import has_aes
 from pyvpn.linux.desired import Address, Link, SystemState
-from pyvpn.linux.preflight import ipv6_available
+from pyvpn.linux.preflight import ipv6_available, subnet_free
 from pyvpn.service.base import Surroundings, VPNService
 from pyvpn.service.twistd import Process
 from pyvpn.state.identity import ClientIdentity
@@ -52,6 +53,9 @@ _REFUSALS = {
     ByeReason.TOO_MANY_DEVICES: "this user has too many devices",
     ByeReason.POOL_FULL: "the network has no address left",
 }
+
+#: Seconds between polls, by the way of delivery (docs/protocol.rst, "Control frames").
+POLL_INTERVALS = {"push": PUSH_POLL_INTERVAL, "poll": 1.0}
 
 LARGEST_MTU = 65535
 
@@ -105,7 +109,7 @@ class ClientService(VPNService):
             wanted6=wanted if isinstance(wanted, IPv6Address) else None,
             flags=self._offers(),
             inner_mtu=config.mtu or LARGEST_MTU,
-            poll_interval=config.poll_interval,
+            poll_interval=config.poll_interval or POLL_INTERVALS[config.deliver],
             wall_clock=time.time_ns,
             random_bytes=self._surroundings.random_bytes,
         )
@@ -168,6 +172,8 @@ class ClientService(VPNService):
             self._saving.run(self._in_thread, self._identity.save).addErrback(self._save_failed)
         elif isinstance(event, Connected):
             self._log.info("{endpoint} has let us in", endpoint=event.endpoint)
+            if LoginFlags.DELIVER_ON_POLL in self._offers() & ~event.flags:
+                self._log.warn("this hub delivers at once, not on polls")
         elif isinstance(event, Configured):
             self._apply(event.config)
         elif isinstance(event, NoAnswer):
@@ -213,9 +219,16 @@ class ClientService(VPNService):
 
     def _apply(self, config: Config) -> None:
         state = self._system_state(config)
-        done = self._applying.run(self._in_thread, self._child.apply, state)
+        networks = [interface.network for interface in config.addresses]
+        done = self._applying.run(self._in_thread, self._set_up, networks, state)
         done.addCallback(self._applied_now, state)
         done.addErrback(self._broken, "setting up the TUN")
+
+    def _set_up(self, networks: list[IPv4Network | IPv6Network], state: SystemState) -> list[str]:
+        """Set the TUN up, unless the hub's networks are in use here already; may block."""
+        remedy = "this machine cannot be in both networks"
+        subnet_free(networks, ours=self._config.tun, remedy=remedy)
+        return self._child.apply(state)
 
     def _applied_now(self, lines: list[str], state: SystemState) -> None:
         self._note(lines)

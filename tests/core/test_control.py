@@ -321,8 +321,8 @@ FULL_TLVS = (
 def interfaces() -> st.SearchStrategy[IPv4Interface | IPv6Interface]:
     # Away from loopback, multicast and the like, which have their own tests.
     return st.one_of(
-        st.builds(lambda n, p: IPv4Interface((0x0A000000 | n, p)), uint(24), st.integers(0, 32)),
-        st.builds(lambda n, p: IPv6Interface((0xFD << 120 | n, p)), uint(120), st.integers(0, 128)),
+        st.builds(lambda n, p: IPv4Interface((0x0A000000 | n, p)), uint(24), st.integers(8, 32)),
+        st.builds(lambda n, p: IPv6Interface((0xFD << 120 | n, p)), uint(120), st.integers(32, 128)),
     )
 
 
@@ -398,6 +398,8 @@ class ConfigTests(SynchronousTestCase):
             "capitals": tlv(5, b"Example.ORG"),
             "lowest MTU": tlv(6, (1280).to_bytes(2, "little")),
             "highest MTU": tlv(6, b"\xff\xff"),
+            "largest IPv4 subnet": tlv(1, v4("10.10.0.2") + b"\x08"),
+            "largest IPv6 subnet": tlv(1, v4("fd00::2") + b"\x20"),
             "IPv4 host route": tlv(2, v4("10.0.0.1") + b"\x20"),
             "IPv6 host route": tlv(2, v4("fd00::1") + b"\x80"),
         }
@@ -407,6 +409,10 @@ class ConfigTests(SynchronousTestCase):
             "empty address": tlv(1, b""),
             "address without prefix": tlv(1, v4("10.10.0.2")),
             "address of 5 bytes": tlv(1, bytes(5) + b"\x18"),
+            "IPv4 default route by stealth": tlv(1, v4("10.10.0.2") + b"\x00"),
+            "IPv4 prefix 7": tlv(1, v4("10.10.0.2") + b"\x07"),
+            "IPv6 default route by stealth": tlv(1, v4("fd00::2") + b"\x00"),
+            "IPv6 prefix 31": tlv(1, v4("fd00::2") + b"\x1f"),
             "IPv4 prefix 33": tlv(1, v4("10.10.0.2") + b"\x21"),
             "IPv6 prefix 129": tlv(1, v4("fd00::2") + b"\x81"),
             "no address": tlv(1, v4("0.0.0.0") + b"\x18"),
