@@ -14,7 +14,7 @@ from pyvpn.testing.clock import ClockTimer, VirtualClock
 from pyvpn.testing.memory import MemoryDescriptor, MemoryNetwork
 
 # More turns than any test needs: something wakes itself for ever.
-MOST_TURNS = 100_000
+MOST_TURNS = 10_000
 
 
 @implementer(IReactorFDSet)

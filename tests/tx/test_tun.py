@@ -274,6 +274,21 @@ class MemoryTUNPortTests(TUNPortMixin, SynchronousTestCase):
         self.assertEqual(self.notes.payloads(), sent)
         self.assertLess(len(self.notes.turns), MOST_LONE_TURNS + 8)
 
+    def test_few_after_lone_ones(self) -> None:
+        """Where several small frames come at a time each turn drains them all."""
+        self.port.startReading()
+        for _ in range(100):
+            self.world.kernel_sends([b"ping"])
+            self.world.reactor.settle()
+        for _ in range(MOST_LONE_TURNS):
+            self.world.kernel_sends([b"one", b"two", b"three"])
+            self.world.reactor.settle()
+        self.notes.turns.clear()
+        for _ in range(20):
+            self.world.kernel_sends([b"one", b"two", b"three"])
+            self.world.reactor.settle()
+        self.assertEqual([len(turn) for turn in self.notes.turns], [3] * 20)
+
 
 class KernelTUNPortTests(TUNPortMixin, SynchronousTestCase):
     """On the kernel (root)."""
