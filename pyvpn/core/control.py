@@ -37,10 +37,6 @@ MAX_BYE_TEXT: Final = 200
 MAX_DEVICE_NAME: Final = 255
 MAX_PARTS: Final = 32
 
-CONFIG_APPLIED: Final = 0
-CONFIG_REFUSED: Final = 1
-"""Status of a ConfigAck; anything but 0 says that the client did not apply the revision."""
-
 _HEADER: Final = struct.Struct("<BBH")
 _POLL: Final = struct.Struct("<12sIIH")
 _REPLY: Final = struct.Struct("<12s12sII16sH")
@@ -208,7 +204,7 @@ class ConfigPart:
 
 @frozen
 class ConfigAck:
-    """Client to hub: what became of a revision; ``status`` 0 is applied."""
+    """Client to hub: what became of a revision; ``status`` 0 is applied, all else is not."""
 
     revision: int = field(validator=_uint(32))
     status: int = field(validator=_uint(8))

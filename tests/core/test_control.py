@@ -239,7 +239,15 @@ class FrameTests(SynchronousTestCase):
             (Poll, (STAMP, 2**32, 0, 0)),
             (Poll, (STAMP, 0, -1, 0)),
             (Poll, (STAMP, 0, 0, 2**16)),
+            (Poll, (STAMP, 0, 2**32, 0)),
             (Reply, (STAMP, STAMP, 0, 0, b"\x7f\0\0\1", 1)),
+            (Reply, (STAMP, STAMP, 2**32, 0, MAPPED, 1)),
+            (Reply, (STAMP, STAMP, 0, 2**32, MAPPED, 1)),
+            (Reply, (STAMP, STAMP, 0, 0, MAPPED, 2**16)),
+            (ConfigPart, (2**32, 0, 1, b"")),
+            (ConfigPart, (0, -1, 1, b"")),
+            (ConfigAck, (2**32, 0)),
+            (ConfigAck, (0, 256)),
             (PathChallenge, (b"",)),
             (PathResponse, (bytes(17),)),
             (ConfigPart, (0, 1, 1, b"")),
@@ -248,6 +256,7 @@ class FrameTests(SynchronousTestCase):
             (Bye, (256, "")),
             (Bye, (0, "x" * 201)),
             (Hello, (None, None, "a\tb")),
+            (Hello, (None, None, "x" * 256)),
         ):
             self.assertRaises(LocalProtocolError, make, *arguments)
 
@@ -322,7 +331,9 @@ def interfaces() -> st.SearchStrategy[IPv4Interface | IPv6Interface]:
     # Away from loopback, multicast and the like, which have their own tests.
     return st.one_of(
         st.builds(lambda n, p: IPv4Interface((0x0A000000 | n, p)), uint(24), st.integers(8, 32)),
-        st.builds(lambda n, p: IPv6Interface((0xFD << 120 | n, p)), uint(120), st.integers(32, 128)),
+        st.builds(
+            lambda n, p: IPv6Interface((0xFD << 120 | n, p)), uint(120), st.integers(32, 128)
+        ),
     )
 
 
@@ -542,6 +553,9 @@ class ConfigAssemblerTests(SynchronousTestCase):
             assembler.add(ConfigPart(1, 0, 2, b""))
             error = self.assertRaises(RemoteProtocolError, assembler.add, second)
             self.assertEqual(error.reason, "config_invalid")
+            # The hub's next repetition starts from nothing, and can succeed.
+            self.assertIsNone(assembler.add(ConfigPart(1, 1, 2, b"")))
+            self.assertEqual(assembler.add(ConfigPart(1, 0, 2, b"")), Config())
 
     def test_invalid_is_forgotten(self) -> None:
         """After an invalid revision the next one works, and so does a good copy of the same."""

@@ -105,7 +105,7 @@ class ReplayWindowTests(SynchronousTestCase):
 
     def test_skipped_counters_come_late(self) -> None:
         """Counters skipped after a full window pass once when they come, those before them not."""
-        for gap in (1, 2, 3, 50):
+        for gap in (1, 2, 3, 50, WINDOW - 1, WINDOW, WINDOW + 1):
             for by_run in (False, True):
                 window = ReplayWindow()
                 self.assertTrue(window.accept_run(0, 2 * WINDOW))
@@ -114,7 +114,8 @@ class ReplayWindowTests(SynchronousTestCase):
                 self.assertTrue(window.accept_run(after, 2) if by_run else window.accept(after))
                 for counter in range(highest - 3, highest + 1):
                     self.assertFalse(window.accept(counter), (gap, by_run, counter))
-                for counter in range(highest + 1, after):
+                oldest = max(highest + 1, window.highest - WINDOW + 1)
+                for counter in range(oldest, after):
                     self.assertTrue(window.accept(counter), (gap, by_run, counter))
                     self.assertFalse(window.accept(counter), (gap, by_run, counter))
 
