@@ -137,7 +137,6 @@ class TUNPort:
                 frame = read(fd, FRAME_BYTES)
                 append(frame)
                 room -= len(frame)
-            self._lone_streak = 0
         except BlockingIOError:
             lone = len(frames) == 1
             self._lone_streak = min(2 * self._lone_streak + 1, MOST_LONE_TURNS) if lone else 0
