@@ -3,8 +3,8 @@
 Sources: RFC 791 3.1 (IPv4), RFC 8200 3 (IPv6), RFC 1071 (checksum), PROTOCOL 5 (what a type 4 may
 hold).
 
-Nanoseconds per call (Python 3.11, a 1,416-byte packet): length 139 (IPv4) and 106 (IPv6), source
-and destination 60 each, checksum 2,600 (of 20 bytes: 190).
+Nanoseconds per call (Python 3.11, a 1,416-byte packet): length 150, source and destination 77,
+checksum 3,200 (of 20 bytes: 180).
 """
 
 from __future__ import annotations

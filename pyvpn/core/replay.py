@@ -30,7 +30,7 @@ class ReplayWindow:
 
     # One byte per counter in a ring indexed by the counter's low bits, 8 KiB a session.
     # Nanoseconds per accept(), in order / shuffled in 64s / every second one lost (Python 3.11):
-    #   this ring                          68 / 114 / 180
+    #   this ring                          68 / 128 / 231
     #   one 8,192-bit int                 353 / 186 / 362   each step copies 1 KiB
     #   129 words of 64 bits              173 / 197 / 185
     #   a list of the counters themselves  70 /  81 /  70   but 320 KiB a session
