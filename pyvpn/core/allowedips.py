@@ -24,9 +24,9 @@ class AllowedIPs(Generic[PeerT]):
 
     def __init__(self) -> None:
         # Single addresses of both families share one dict of raw bytes: 4 and 16 byte keys cannot
-        # meet, and a hub's leases are all of this kind. Nanoseconds per lookup (Python 3.11): 56 for
-        # a host entry, with 10 or with 10,000 of them; 68 for a miss; 250 for a match in the longest
-        # of the wider prefix lengths, 40 more for each that is tried before.
+        # meet, and a hub's leases are all of this kind. Nanoseconds per lookup (Python 3.11): 56
+        # for a host entry, with 10 or with 10,000 of them; 68 for a miss; 250 for a match in the
+        # longest of the wider prefix lengths, 40 more for each that is tried before.
         self._hosts: dict[bytes, PeerT] = {}
         # The rest, longest first: (bits to shift out, {shifted address: peer}).
         self._wide4: list[tuple[int, dict[int, PeerT]]] = []
