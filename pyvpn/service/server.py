@@ -121,7 +121,9 @@ class ServerService(VPNService):
         for user in self._store.users().values():
             if user.enabled:
                 self.core.set_user(user.name, user.public_key, now)
-        for holder, device in self._store.devices().items():
+        # The last one seen first: should the store hold an address twice, it is that device's.
+        devices = sorted(self._store.devices().items(), key=lambda entry: -entry[1].last_seen)
+        for holder, device in devices:
             lease = None
             if device.ipv4 is not None:
                 ipv6 = None if device.ipv6 is None else IPv6Address(device.ipv6)
