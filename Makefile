@@ -45,7 +45,7 @@ test: venv
 	@if $(IS_ROOT); then contrib/deps.sh; else \
 	    contrib/deps.sh --check || :; \
 	    echo 'not root: the tests in network namespaces will be skipped'; fi
-	$(VENV)/bin/python -m twisted.trial tests
+	$(VENV)/bin/python -m twisted.trial -j2 tests
 
 check: venv
 	$(VENV)/bin/ruff check
