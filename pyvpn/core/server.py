@@ -31,6 +31,9 @@ from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 FUTURE_STAMP = 86_400_000_000_000  # ns
 #: 20 polls a second, a session (docs/protocol.rst, "Control frames").
 POLL_SPACING = 0.05
+#: Stamps kept of devices that have neither address nor keys: the bound of the table, oldest first.
+#: Without them a recorded 0x50 would draw an answer once its device was forgotten.
+STAMPS_KEPT = 65_536
 #: What a client that never heard of its user's key is compared with: same work, never equal.
 _NO_KEY = bytes(32)
 
@@ -159,6 +162,7 @@ class VPNServer(VPNCore[ServerPeer]):
         self._offers = LoginFlags.AES_256_GCM if aes else LoginFlags(0)
         self._users: dict[str, bytes] = {}
         self._peers: dict[tuple[str, bytes], ServerPeer] = {}
+        self._stamps: dict[tuple[str, bytes], bytes] = {}
         self._timers: TimerQueue[ServerPeer] = TimerQueue()
         self._undecided: dict[int, _Undecided] = {}
         self._hellos: dict[int, tuple[ServerPeer, Session]] = {}
@@ -193,12 +197,12 @@ class VPNServer(VPNCore[ServerPeer]):
 
     def forget_device(self, user: str, device: bytes, now: float) -> None:
         """Forget a device: its sessions end and its addresses are free."""
-        peer = self._peers.pop((user, device), None)
+        peer = self._peers.get((user, device))
         if peer is not None:
             self._say_bye(peer, control.ByeReason.DISABLED, now)
-            self._end(peer, "forgotten")
             self._allowed.remove_peer(peer)
-            self._timers.cancel(peer)
+            peer.lease = None
+            self._end(peer, "forgotten")
 
     def login_decided(self, id: int, granted: bool, now: float) -> None:
         """Answer :class:`LoginRequested`; a refused login gets silence."""
@@ -287,13 +291,14 @@ class VPNServer(VPNCore[ServerPeer]):
         """Judge a 0x50 in the order of docs/protocol.rst, "What the hub does with a 0x50"."""
         if message[0] != login.INITIATION:
             raise RemoteProtocolError("datagram_unknown")
-        if len(message) != login.INITIATION_SIZE or endpoint.wire_address()[16:] == b"\0\0":
+        if len(message) != login.INITIATION_SIZE:
             raise RemoteProtocolError("datagram_length")
+        if endpoint.wire_address()[16:] == b"\0\0":
+            raise RemoteProtocolError("datagram_source_port")
         if not mac1_valid(message, self._keys.mac1_to_server):
             raise RemoteProtocolError("mac1_invalid")
         request = LoginRequest(self._keys, self._login_key, message, self._random_bytes)
-        peer = self._peers.get((request.user, request.device))
-        if peer is not None and request.stamp <= peer.stamp_seen:
+        if request.stamp <= self._stamp_seen(request.user, request.device):
             raise RemoteProtocolError("login_stamp_replayed")
         latest = tai64n.pack(self._wall_clock() + FUTURE_STAMP)
         if request.stamp > latest and not self.clock_behind():
@@ -351,7 +356,7 @@ class VPNServer(VPNCore[ServerPeer]):
                 peer.config_due = NEVER
         elif isinstance(frame, control.Bye):
             if session is peer.current:
-                self._end(peer, "client_stopped")
+                self._disconnect(peer, "client_stopped")
             else:
                 self._forget(peer, session)
         else:
@@ -440,7 +445,13 @@ class VPNServer(VPNCore[ServerPeer]):
         peer = self._peers.get((user, device))
         if peer is None:
             peer = self._peers[user, device] = ServerPeer(user, device)
+            peer.stamp_seen = self._stamps.pop((user, device), b"")
         return peer
+
+    def _stamp_seen(self, user: str, device: bytes) -> bytes:
+        """Return the highest stamp of a right login of a device, empty for a stranger."""
+        peer = self._peers.get((user, device))
+        return peer.stamp_seen if peer is not None else self._stamps.get((user, device), b"")
 
     def _say_bye(self, peer: ServerPeer, reason: control.ByeReason, now: float) -> None:
         if peer.current is not None:
@@ -448,9 +459,14 @@ class VPNServer(VPNCore[ServerPeer]):
 
     def _end(self, peer: ServerPeer, reason: str) -> None:
         """Drop all keys of a peer; its lease stays."""
+        self._forget(peer, peer.next)
+        self._disconnect(peer, reason)
+
+    def _disconnect(self, peer: ServerPeer, reason: str) -> None:
+        """Drop the keys that were in use; a session that waits for its first packet stays."""
         connected = peer.current is not None
-        for session in peer.sessions():
-            self._forget(peer, session)
+        self._forget(peer, peer.previous)
+        self._forget(peer, peer.current)
         peer.config_due = NEVER
         peer.keepalive.any_authenticated_packet_sent()
         if connected:
@@ -458,10 +474,16 @@ class VPNServer(VPNCore[ServerPeer]):
         self._forget_idle(peer)
 
     def _forget_idle(self, peer: ServerPeer) -> None:
-        """Keep nothing of a device that holds neither address nor keys: the table stays bounded."""
-        if peer.lease is None and not peer.sessions():
-            self._peers.pop((peer.user, peer.device), None)
-            self._timers.cancel(peer)
+        """Keep of a device that holds neither address nor keys its stamp alone."""
+        holder = (peer.user, peer.device)
+        if peer.lease is not None or peer.sessions() or self._peers.get(holder) is not peer:
+            return
+        del self._peers[holder]
+        self._timers.cancel(peer)
+        self._unstage(peer)
+        self._stamps[holder] = peer.stamp_seen
+        if len(self._stamps) > STAMPS_KEPT:
+            del self._stamps[next(iter(self._stamps))]
 
     def _sent(self, peer: ServerPeer, data: bool, now: float) -> None:
         peer.keepalive.any_authenticated_packet_sent()
@@ -492,7 +514,7 @@ class VPNServer(VPNCore[ServerPeer]):
 
     def _handle_peer_timer(self, peer: ServerPeer, now: float) -> None:
         if peer.current is not None and peer.current.expired(now):
-            self._end(peer, "expired")
+            self._disconnect(peer, "expired")
         self._expire_sessions(peer, now)
         if peer.keepalive.due <= now:
             peer.keepalive.any_authenticated_packet_sent()
