@@ -118,9 +118,12 @@ class Disconnected:
 
 @frozen
 class Refused:
-    """The hub let us in and then said why not; the next try is in 300 s."""
+    """The hub let us in and then said why not; the next try is in 300 s.
 
-    reason: control.ByeReason
+    ``reason`` is a :class:`control.ByeReason`, or the number of one that a later hub knows.
+    """
+
+    reason: int
     text: str
 
 
@@ -207,14 +210,19 @@ class VPNClient(VPNCore[Peer]):
         self._begin(now, rekey=False)
 
     def stop(self, now: float) -> None:
-        """Say BYE and forget all keys."""
+        """Say BYE and forget all keys and all packets that wait."""
+        self._move(Input.STOP)
         if self.hub.current is not None:
             bye = control.Bye(control.ByeReason.STOPPED, "").pack()
             self._send_control(self.hub, self.hub.current, bye, now)
-        self._move(Input.STOP)
         self._forget_all()
-        self._attempt = self._pending = None
+        self._unstage(self.hub)
+        self._give_up()
         self._retry_due = NEVER
+
+    def _give_up(self) -> None:
+        """End the attempt that is under way, and with it the wait for an answer."""
+        self._attempt = self._pending = self._silent_since = None
 
     def server_resolved(self, endpoints: Sequence[Endpoint], now: float) -> None:
         """Answer :class:`ResolveServer`; an empty list means that the name has no address now.
@@ -278,8 +286,9 @@ class VPNClient(VPNCore[Peer]):
         """Send a fresh 0x50: new ephemeral key, new index, later stamp."""
         if self._static is None:
             raise LocalProtocolError("start() gives the key that a login needs")
-        clock = tai64n.whiten(self._wall_clock())
-        self._last_stamp = max(clock, self._last_stamp + tai64n.WHITENING)
+        # Rounding down takes less than WHITENING: the result is above the last one all the same.
+        stamp = max(self._wall_clock(), self._last_stamp + tai64n.WHITENING)
+        self._last_stamp = tai64n.whiten(stamp)
         self._pending = LoginAttempt(
             self._keys,
             self._static,
@@ -402,9 +411,9 @@ class VPNClient(VPNCore[Peer]):
             return
         self._move(Input.REFUSED)
         self._forget_all()
-        self._attempt = self._pending = None
+        self._give_up()
         self._retry_due = now + REFUSED_RETRY_TIME
-        self._events.append(Refused(control.ByeReason(bye.reason), bye.text))
+        self._events.append(Refused(bye.reason, bye.text))
 
     def _lose(self, reason: str, now: float) -> None:
         """Go back to logging in: there is no usable session."""
@@ -450,7 +459,9 @@ class VPNClient(VPNCore[Peer]):
         if data:
             self._liveness.answer_expected(now)
         session = peer.current
-        if session is not None and (now - session.created >= REKEY_AFTER_TIME or session.worn()):
+        if session is None or not self.running:
+            return
+        if now - session.created >= REKEY_AFTER_TIME or session.worn():
             self._begin(now, rekey=True)
 
     def _session_wanted(self, peer: Peer, now: float) -> None:

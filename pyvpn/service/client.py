@@ -45,7 +45,7 @@ NO_ANSWER = (
     " clock, UDP blocked, or the hub is down; trying on"
 )
 
-_REFUSALS = {
+_REFUSALS: dict[int, str] = {
     ByeReason.DISABLED: "the account was disabled",
     ByeReason.EXPIRED: "the account has expired",
     ByeReason.QUOTA: "the account's quota is used up",
