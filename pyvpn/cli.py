@@ -24,7 +24,7 @@ from attrs import evolve
 from pyvpn import __version__, accounts, config, status
 from pyvpn.accounts import DONE
 from pyvpn.config import Profile
-from pyvpn.control_client import NoPrivilege, NotRunning, ask
+from pyvpn.control_client import NoPrivilege, NotRunning, ask, listener_pid, running_pid
 from pyvpn.errors import ConfigError, StartError, VPNError
 from pyvpn.instance import Instance
 from pyvpn.terminal import emphasised, prompt, say
@@ -187,8 +187,25 @@ def cleanup(options: argparse.Namespace) -> int:
     """Repair what processes left that ended without clearing up."""
     from pyvpn.linux import privsep
 
-    say(*(privsep.cleanup(options.run_dir) or ["nothing to repair"]))
+    done = privsep.cleanup(options.run_dir)
+    for socket in sockets(options.run_dir):
+        if listener_pid(socket) is None:
+            done += removed(socket)
+    for pid_file in sorted(options.run_dir.glob("*.pid")):
+        plugin = "pyvpn-server" if pid_file.stem == "server" else "pyvpn-client"
+        if running_pid(pid_file, plugin) is None:
+            done += removed(pid_file)
+    say(*(done or ["nothing to repair"]))
     return DONE
+
+
+def removed(path: Path) -> list[str]:
+    """Remove what a dead process left; say so."""
+    try:
+        path.unlink()
+    except OSError as error:
+        raise VPNError(f"{path}: cannot remove it: {error.strerror}") from error
+    return [f"{path} removed: its process has ended"]
 
 
 # -- the command line ------------------------------------------------------------------------------

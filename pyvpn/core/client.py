@@ -32,6 +32,8 @@ from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 
 #: Seconds between polls when the hub pushes.
 PUSH_POLL_INTERVAL = 25.0
+#: Seconds between polls that changes of the machine's network cause: they come in flocks.
+LINK_POLL_SPACING = 1.0
 #: After BYE 1 everybody would come back at once: each waits a random part of this.
 RESTART_SPREAD = 2.0
 
@@ -190,6 +192,7 @@ class VPNClient(VPNCore[Peer]):
         self._acknowledged: control.ConfigAck | None = None
         self._hello_due = NEVER
         self._poll_due = NEVER
+        self._polled = -NEVER
         self._poll_seq = 0
         self._poll_epoch = 0
         self._liveness = LivenessTimer()
@@ -234,8 +237,9 @@ class VPNClient(VPNCore[Peer]):
         self._attempt.resolving = False
         self._servers = list(endpoints)
         if self._servers:
+            server = self._servers[self._next_server % len(self._servers)]
             self._next_server += 1
-            self._send_initiation(self._servers[self._next_server % len(self._servers)], now)
+            self._send_initiation(server, now)
         else:
             self.counters["server_unresolved"] += 1
 
@@ -245,8 +249,11 @@ class VPNClient(VPNCore[Peer]):
         return self.state is not State.STOPPED
 
     def link_changed(self, now: float) -> None:
-        """Try at once instead of waiting for the next try: the machine's network has changed."""
-        self._hurry(now)
+        """The machine's network has changed: try at once, or ask whether the hub still hears us."""
+        if self.hub.current is None:
+            self._hurry(now)
+        elif now - self._polled >= LINK_POLL_SPACING:
+            self._poll(now)
 
     # -- attempts -----------------------------------------------------------------------------
 
@@ -446,6 +453,7 @@ class VPNClient(VPNCore[Peer]):
             credit_datagrams=0,
         )
         self._poll_due = now + self._poll_interval
+        self._polled = now
         self._liveness.answer_expected(now)
         self._send_control(self.hub, session, poll.pack(), now)
 

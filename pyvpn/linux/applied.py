@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from pyvpn.linux.journal import Journal, JournalError, Record
+from pyvpn.linux.journal import Journal, JournalError, JournalInUse, Record
 from pyvpn.linux.ledger import Ledger, sysctl_path
 from pyvpn.linux.steps import LinkInfo, LinkStep, Step, Sysctl, steps_to_drop
 from pyvpn.linux.system import Completed, System, claim_pid
@@ -260,7 +260,7 @@ def repair_journal(path: str, system: System, ledger_directory: str) -> list[str
     if journal is None:
         return []
     if system.alive(journal.claim):
-        raise JournalError(
+        raise JournalInUse(
             f"{path} is in use by process {claim_pid(journal.claim)}; stop that one first"
         )
     if journal.namespace != system.namespace():

@@ -26,6 +26,10 @@ class JournalError(Exception):
     """The journal cannot be read or written; the text is one line naming it and the remedy."""
 
 
+class JournalInUse(JournalError):
+    """Its owner is alive: there is nothing to repair."""
+
+
 class Journal:
     """The records of one privileged child, newest last.
 

@@ -16,7 +16,7 @@ from pyvpn.errors import CommandFailed, StartError
 from pyvpn.linux import privileged
 from pyvpn.linux.applied import ChangeFailed, repair_journal
 from pyvpn.linux.desired import SystemState
-from pyvpn.linux.journal import JournalError
+from pyvpn.linux.journal import JournalError, JournalInUse
 from pyvpn.linux.ledger import LEDGER_DIRECTORY
 from pyvpn.linux.system import LinuxSystem, System
 
@@ -194,6 +194,8 @@ def cleanup(
         path = os.path.join(os.path.abspath(run_dir), name)
         try:
             log += repair_journal(path, system, ledger_directory)
+        except JournalInUse:
+            continue
         except (JournalError, ChangeFailed) as error:
             log.append(f"note: {error}")
         except PermissionError as error:

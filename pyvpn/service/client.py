@@ -34,6 +34,7 @@ from pyvpn.service.base import Surroundings, VPNService
 from pyvpn.service.twistd import Process
 from pyvpn.state.identity import ClientIdentity
 from pyvpn.tx.endpoint import UDPEndpoint
+from pyvpn.tx.linkmonitor import LinkMonitor
 from pyvpn.tx.protocol import PortLost, VPNClientProtocol
 from pyvpn.tx.timer import boottime
 from pyvpn.tx.udp import UDPPort
@@ -136,6 +137,8 @@ class ClientService(VPNService):
 
     def _serve(self) -> None:
         self._begin_traffic()
+        monitor = LinkMonitor(self._link_changed, self._reactor)
+        self._undo.push("stop watching the network", monitor.close)
         self._listen(self._command)
         password, self._password = self._password, None
         token = self._config.token
@@ -156,6 +159,11 @@ class ClientService(VPNService):
             return
         self.core.start(KeyPair.of(private), boottime())
         self.protocol.transmit()
+
+    def _link_changed(self) -> None:
+        if self._serving and self.core.running:
+            self.core.link_changed(boottime())
+            self.protocol.transmit()
 
     def _farewell(self) -> None:
         if self.core.running:

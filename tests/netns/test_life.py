@@ -237,6 +237,22 @@ class LifeTests(SynchronousTestCase):
         self.lab.wait_answer("kiwi", "10.10.0.1", 15)
         self.assertEqual(hub.process.running, True)
 
+    def test_network_comes_back(self) -> None:
+        """A client whose cable is plugged in again after a long time is back within seconds, not at
+        the next try of its back-off."""
+        hub = self.lab.start_hub(PASSWORDS)
+        self.lab.join("kiwi")
+        self.lab.run("kiwi", ["ip", "link", "set", "eth0", "down"], check=True)
+        client = self.lab.start_client("kiwi", PASSWORDS["kiwi"], seconds=None)
+        client.wait_for_text("no answer from", 25)
+        for words in (
+            ["ip", "link", "set", "eth0", "up"],
+            ["ip", "route", "add", "default", "via", self.lab.hosts["kiwi"].gateway4],
+        ):
+            self.lab.run("kiwi", words, check=True)
+        self.lab.wait_answer("kiwi", "10.10.0.1", 3)
+        self.assertTrue(hub.process.running)
+
     def test_tun_deleted(self) -> None:
         """A TUN that somebody deletes ends the client with one line and status 1."""
         _, client = self.up()

@@ -190,6 +190,7 @@ class ClientStepsTests(StepsMixin, TestCase):
         "pyvpn.service.controlsocket.ControlSocket.listen",
         "pyvpn.tx.protocol.VPNProtocol.attach",
         "pyvpn.tx.tun.TUNPort.startReading",
+        "pyvpn.tx.linkmonitor.LinkMonitor.__init__",
     ]
 
     def make(self) -> VPNService:
