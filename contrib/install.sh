@@ -46,11 +46,11 @@ link() {
     fi
 }
 
-# The processes that were started from the environment, as pids on one line.
+# The processes that were started from the environment: " PID" each.
 running() {
     for entry in /proc/[0-9]*; do
         if tr '\0' '\n' <"$entry/cmdline" 2>/dev/null | head -n 2 | grep -q "^$PREFIX/bin/"; then
-            printf '%s ' "${entry#/proc/}"
+            printf ' %s' "${entry#/proc/}"
         fi
     done
 }
@@ -90,13 +90,13 @@ install() {
     echo "installed $("$PREFIX/bin/pyvpn" --version) in $PREFIX"
     if [ -z "$new" ]; then
         pids=$(running)
-        [ -z "$pids" ] || echo "what runs still runs the old version, restart it: pid $pids"
+        [ -z "$pids" ] || echo "what runs still runs the old version, restart it: pid$pids"
     fi
 }
 
 uninstall() {
     pids=$(running)
-    [ -z "$pids" ] || stop "PyVPN still runs (pid $pids): stop it with 'pyvpn down NAME' first"
+    [ -z "$pids" ] || stop "PyVPN still runs (pid$pids): stop it with 'pyvpn down NAME' first"
     remove_links
     if [ -e "$marker" ]; then
         rm -rf "$PREFIX"
