@@ -74,7 +74,7 @@ __all__ = [  # the parsers of single values belong to this module's face too
     "write_private_file",
 ]
 
-SERVER_PORT: Final = 5050  # DESIGN 2: the seed's fixed ports
+SERVER_PORT: Final = 5050  # the ports of 2017, as all defaults here
 CLIENT_PORT: Final = 12000
 TUN_NAME: Final = "leamit0"
 INNER_MTU: Final = 1416  # PROTOCOL 5: 1500 - 48 outer IPv6 and UDP - 32 - 4

@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from attrs import field, frozen
 
+from pyvpn.core.names import USER_SIZE, printable
 from pyvpn.errors import ConfigError
 
 MAGIC = b"PVN1"
@@ -38,7 +39,6 @@ SCRYPT_P = 1
 DEFAULT_PORT = 5050
 MAX_LINK_CHARACTERS = 4096  #: keeps a hostile link from costing anything; a real one has about 200
 MAX_LINK_ADDRESSES = 8
-MAX_USER_BYTES = 32  #: of UTF-8: the width of the field in the login message
 MIN_PASSWORD_CHARACTERS = 10
 
 #: Crockford's base 32: no i, l, o, u, so that it survives being read aloud or written down.
@@ -69,18 +69,14 @@ def user_name(text: str) -> str:
         (docs/protocol.rst, "Login v1").
     """
     name = unicodedata.normalize("NFC", text)
-    if any(_unprintable(unicodedata.category(character)) for character in name):
+    if not printable(name):
         raise ConfigError(
             "user name: control characters, line breaks and text that is not UTF-8 are refused"
         )
     size = len(name.encode())
-    if not 1 <= size <= MAX_USER_BYTES:
-        raise ConfigError(f"user name: {size} bytes of UTF-8, 1 to {MAX_USER_BYTES} are allowed")
+    if not 1 <= size <= USER_SIZE:
+        raise ConfigError(f"user name: {size} bytes of UTF-8, 1 to {USER_SIZE} are allowed")
     return name
-
-
-def _unprintable(category: str) -> bool:
-    return category.startswith("C") or category in ("Zl", "Zp")
 
 
 def host_and_port(text: str, default_port: int = DEFAULT_PORT) -> str:

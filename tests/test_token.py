@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn.core.login import user_name_valid
+from pyvpn.core.names import user_name_valid
 from pyvpn.errors import ConfigError
 from pyvpn.token import (
     JoinLink,

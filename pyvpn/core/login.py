@@ -17,6 +17,7 @@ from hashlib import blake2s
 from attrs import frozen
 
 from pyvpn.core.cookies import MAC_SIZE, mac1_valid, with_macs
+from pyvpn.core.names import USER_SIZE, user_name_valid
 from pyvpn.core.noise import IK_PSK0_PSK2, HandshakeState, KeyPair
 from pyvpn.errors import RemoteProtocolError
 
@@ -24,7 +25,6 @@ INITIATION, RESPONSE = 0x50, 0x51
 INITIATION_SIZE, RESPONSE_SIZE = 208, 116
 VERSION = 1
 DEVICE_ID_SIZE = 16
-USER_SIZE = 32
 
 _NAME = b"Noise_IKpsk0+psk2_25519_ChaChaPoly_BLAKE2s"
 _PREFIX = struct.Struct("<BBHI")  # type, version, zero, sender
@@ -266,12 +266,3 @@ def _user_name(field: bytes, length: int) -> str:
     if not user_name_valid(name):
         raise RemoteProtocolError("handshake_user")
     return name
-
-
-def user_name_valid(name: str) -> bool:
-    """Tell whether a name fits the wire: 1 to 32 bytes of UTF-8, NFC, no control characters."""
-    return (
-        1 <= len(name.encode()) <= USER_SIZE
-        and unicodedata.is_normalized("NFC", name)
-        and not any(unicodedata.category(letter).startswith("C") for letter in name)
-    )

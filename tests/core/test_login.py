@@ -20,8 +20,8 @@ from pyvpn.core.login import (
     TransportKeys,
     password_key,
     public_key,
-    user_name_valid,
 )
+from pyvpn.core.names import user_name_valid
 from pyvpn.core.noise import IK_PSK0_PSK2, HandshakeState, KeyPair
 from pyvpn.errors import RemoteProtocolError
 
