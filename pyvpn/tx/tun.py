@@ -24,7 +24,8 @@ TURN_BYTES = 512 * 1024
 FRAME_BYTES = 65_600
 
 # After a frame up to this long a second read mostly finds nothing (a ping, a keystroke), and that
-# probe costs 2-5 us of a hop of about 60 (docs/architecture.rst, figures). A longer one is bulk: more is behind it.
+# probe costs 2-5 us of a hop of about 60 (docs/architecture.rst). A longer one is bulk: more is
+# behind it.
 SMALL_FRAME_BYTES = 512
 
 # Turns that go without the probe after it found nothing: doubles up to this while it keeps finding
