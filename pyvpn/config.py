@@ -11,7 +11,6 @@ import difflib
 import os
 import re
 import sys
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network
@@ -21,6 +20,7 @@ from typing import Any, Final, Literal
 from attrs import evolve, frozen
 
 from pyvpn.errors import ConfigError
+from pyvpn.files import replace_file
 from pyvpn.token import NetworkToken, user_name
 from pyvpn.values import (
     PROFILE_NAME,
@@ -199,18 +199,10 @@ def read_password_file(text: str) -> str:
 
 def write_private_file(path: Path, text: str) -> None:
     """Replace a file whole or not at all, readable by its owner only; makes its directory."""
-    temporary = None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with open(descriptor, "w", encoding="utf-8") as file:  # mkstemp made it 0600
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_file(path, text)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise ConfigError(f"cannot write it: {error.strerror}", path=str(path)) from None
 
 

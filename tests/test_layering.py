@@ -20,7 +20,7 @@ import pyvpn
 
 # Left to right: a unit imports its own layer and those before it, never one after it.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors"}),
+    frozenset({"errors", "files"}),
     frozenset({"core"}),
     frozenset({"token", "values", "config", "state"}),
     frozenset({"linux", "tx", "admin", "control_client"}),

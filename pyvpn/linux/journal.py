@@ -10,6 +10,7 @@ import json
 import os
 from typing import Any, NamedTuple
 
+from pyvpn.files import replace_file
 from pyvpn.linux.steps import Before, Step, step_from_json, step_to_json
 
 VERSION = 1
@@ -112,27 +113,3 @@ def _read_own(path: str) -> str:
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise PermissionError(errno.EPERM, "it belongs to another user, or others may write it")
         return stream.read()
-
-
-def replace_file(path: str, text: str) -> None:
-    """Replace the file ``path`` by ``text``: readers see the old or the new, never a part.
-
-    The content is on the disk before the name is, since an empty journal after a power failure
-    would stop the next start. More is not needed: what it describes does not survive that either.
-
-    :raises OSError: the directory is missing, full or not writable.
-    """
-    new = path + ".new"
-    try:
-        os.unlink(new)
-    except FileNotFoundError:
-        pass
-    # The run directory may belong to the user that the service becomes: root must not be led by a
-    # link of his to another file.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(new, flags, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(new, path)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pyvpn.linux.journal import replace_file
+from pyvpn.files import replace_file
 from pyvpn.linux.system import System, claim_pid
 
 LEDGER_DIRECTORY = "/run/pyvpn-ledger"

@@ -17,7 +17,8 @@ from ipaddress import IPv6Network
 from pathlib import Path
 
 from pyvpn.errors import ConfigError, StoreError
-from pyvpn.state.sqlite import create_store, sync_directory
+from pyvpn.files import replace_file, sync_directory
+from pyvpn.state.sqlite import create_store
 from pyvpn.token import LOG_N_DEFAULT, SCRYPT_P, SCRYPT_R, NetworkToken
 
 #: The store's setting that holds the network's own IPv6 prefix, as text.
@@ -221,22 +222,9 @@ class StateDirectory:
 
     def _write_secret(self, path: Path, text: str) -> None:
         """Make a file of mode 0600 that is whole or absent, whatever happens."""
-        new = path.with_name(f"{path.name}.new")
         remedy = "free some space, or make the directory writable"
         with _explained(path, "write", remedy):
-            with suppress(FileNotFoundError):
-                new.unlink()
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            try:
-                with open(os.open(new, flags, 0o600), "w", encoding="ascii") as file:
-                    file.write(text + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.rename(new, path)
-            except BaseException:
-                with suppress(OSError):
-                    new.unlink()
-                raise
+            replace_file(path, text + "\n")
             sync_directory(self.path)
 
 

@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pyvpn.errors import StoreError
+from pyvpn.files import sync_directory
 from pyvpn.state.interface import AUDIT_LIMIT, AuditRecord, Device, IStore, User
 from pyvpn.state.memory import MemoryStore
 
@@ -158,15 +159,6 @@ def create_store(path: str | os.PathLike[str], settings: Mapping[str, str]) -> N
                 os.unlink(new)
             raise
         sync_directory(os.path.dirname(os.path.abspath(path)))
-
-
-def sync_directory(path: str | os.PathLike[str]) -> None:
-    """Make new names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _step_up(connection: sqlite3.Connection, version: int) -> None:

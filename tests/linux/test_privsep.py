@@ -290,7 +290,7 @@ class TheChildAlone(SynchronousTestCase):
         self.assertEqual(foreign, "pyvpn")
         self.assertEqual(
             [name for name in ours.split() if not name.startswith("pyvpn.linux.")],
-            ["pyvpn", "pyvpn.linux"],
+            ["pyvpn", "pyvpn.files", "pyvpn.linux"],
         )
         self.assertNotIn("pyvpn.linux.tun", ours)
 
