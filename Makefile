@@ -37,7 +37,7 @@ $(VENV)/made: setup.cfg setup.py
 	@DEPS=build contrib/deps.sh
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(VENV)/bin/python -m pip install --quiet --use-pep517 --no-build-isolation \
+	PYTHONWARNINGS=ignore $(VENV)/bin/python -m pip install --quiet --use-pep517 --no-build-isolation \
 	    --config-settings editable_mode=compat --editable '.[test,dev]'
 	@touch $@
 
