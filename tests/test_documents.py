@@ -9,7 +9,11 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn import client_tap, server_tap
-from pyvpn.core.client import TRANSITIONS, Input, State
+from pyvpn.core.clientstate import (
+    TRANSITIONS,
+    Input,
+    State,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("pyvpn", "tests", "contrib", "bench")

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 
-from attrs import define, frozen
+from attrs import define
 
 from pyvpn.core import control, login, tai64n
 from pyvpn.core.burst import Burst, Endpoint
+from pyvpn.core.clientstate import TRANSITIONS, Input, State
+from pyvpn.core.events import (
+    Configured,
+    Connected,
+    Disconnected,
+    NoAnswer,
+    Refused,
+    ResolveServer,
+    StampUsed,
+)
 from pyvpn.core.login import LoginAttempt, LoginFlags, NetworkKeys
 from pyvpn.core.noise import KeyPair
 from pyvpn.core.peer import Peer
@@ -36,97 +45,6 @@ PUSH_POLL_INTERVAL = 25.0
 LINK_POLL_SPACING = 1.0
 #: After BYE 1 everybody would come back at once: each waits a random part of this.
 RESTART_SPREAD = 2.0
-
-
-class State(Enum):
-    """Where a client is; :data:`TRANSITIONS` says how it gets there."""
-
-    STOPPED = "stopped"
-    CONNECTING = "connecting"
-    CONFIGURING = "configuring"
-    UP = "up"
-    REFUSED = "refused"
-
-
-class Input(Enum):
-    """What moves a client from one state to another."""
-
-    START = "start"
-    ANSWERED = "answered"
-    CONFIGURED = "configured"
-    LOST = "lost"
-    REFUSED = "refused"
-    STOP = "stop"
-
-
-#: The whole machine: what is not listed cannot happen.
-TRANSITIONS: dict[tuple[State, Input], State] = {
-    (State.STOPPED, Input.START): State.CONNECTING,
-    (State.CONNECTING, Input.ANSWERED): State.CONFIGURING,
-    (State.CONNECTING, Input.STOP): State.STOPPED,
-    (State.CONFIGURING, Input.ANSWERED): State.CONFIGURING,
-    (State.CONFIGURING, Input.CONFIGURED): State.UP,
-    (State.CONFIGURING, Input.LOST): State.CONNECTING,
-    (State.CONFIGURING, Input.REFUSED): State.REFUSED,
-    (State.CONFIGURING, Input.STOP): State.STOPPED,
-    (State.UP, Input.ANSWERED): State.UP,
-    (State.UP, Input.CONFIGURED): State.UP,
-    (State.UP, Input.LOST): State.CONNECTING,
-    (State.UP, Input.REFUSED): State.REFUSED,
-    (State.UP, Input.STOP): State.STOPPED,
-    (State.REFUSED, Input.START): State.CONNECTING,
-    (State.REFUSED, Input.STOP): State.STOPPED,
-}
-
-
-@frozen
-class ResolveServer:
-    """The server's name is to be resolved; answer with :meth:`VPNClient.server_resolved`."""
-
-
-@frozen
-class StampUsed:
-    """A login was sent with this stamp (Unix nanoseconds): it is to be persisted."""
-
-    nanoseconds: int
-
-
-@frozen
-class Connected:
-    """The hub answered a login; ``endpoint`` is where it is, ``flags`` its choice."""
-
-    endpoint: Endpoint
-    flags: LoginFlags
-
-
-@frozen
-class Configured:
-    """The hub told addresses and more, checked; they are to be applied."""
-
-    config: control.Config
-
-
-@frozen
-class NoAnswer:
-    """Nobody has answered for 15 s; said once an outage."""
-
-
-@frozen
-class Disconnected:
-    """There is no session any more; the client goes on trying unless it was stopped."""
-
-    reason: str
-
-
-@frozen
-class Refused:
-    """The hub let us in and then said why not; the next try is in 300 s.
-
-    ``reason`` is a :class:`control.ByeReason`, or the number of one that a later hub knows.
-    """
-
-    reason: int
-    text: str
 
 
 @define

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 
+from pyvpn.core import control
 from pyvpn.core.burst import Endpoint
-from pyvpn.core.timers import KeepaliveTimer
+from pyvpn.core.leases import Lease
+from pyvpn.core.timers import NEVER, KeepaliveTimer
 from pyvpn.core.transport import Session
 
 #: Packets that wait for a session, a peer (docs/protocol.rst, "Limits").
@@ -84,3 +86,43 @@ class Peer:
             self.current = None
         elif session is self.next:
             self.next = None
+
+
+class ServerPeer(Peer):
+    """One device of one user."""
+
+    __slots__ = (
+        "config_due",
+        "config_frames",
+        "config_revision",
+        "config_tries",
+        "device",
+        "last_poll",
+        "lease",
+        "name",
+        "next_endpoint",
+        "next_stamp",
+        "pending_hello",
+        "stamp_seen",
+        "started",
+        "user",
+    )
+
+    def __init__(self, user: str, device: bytes) -> None:
+        super().__init__()
+        self.user = user
+        self.device = device
+        self.name = ""
+        self.lease: Lease | None = None
+        #: The highest stamp of a right login, persisted or not.
+        self.stamp_seen = b""
+        self.next_stamp = b""
+        self.next_endpoint: Endpoint | None = None
+        self.config_frames: list[control.ConfigPart] = []
+        self.config_revision = 0
+        self.config_tries = 0
+        self.config_due = NEVER
+        self.pending_hello = False
+        self.last_poll = -NEVER
+        #: ``now`` at which the present connection, rekeys included, began.
+        self.started = 0.0

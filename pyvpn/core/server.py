@@ -5,23 +5,28 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Iterator
 from ipaddress import (
-    IPv4Address,
     IPv4Interface,
     IPv4Network,
-    IPv6Address,
     IPv6Interface,
     IPv6Network,
 )
 
-from attrs import define, frozen
+from attrs import define
 
 from pyvpn.core import control, login, tai64n
 from pyvpn.core.burst import Burst, Endpoint
 from pyvpn.core.cookies import mac1_valid
+from pyvpn.core.events import (
+    LeaseLost,
+    LeaseRequested,
+    LoginRequested,
+    SessionConfirmed,
+    SessionEnded,
+)
 from pyvpn.core.leases import Lease
 from pyvpn.core.login import LoginFlags, LoginRequest, NetworkKeys
 from pyvpn.core.noise import KeyPair
-from pyvpn.core.peer import Peer
+from pyvpn.core.peer import ServerPeer
 from pyvpn.core.timers import CONFIG_INTERVAL, CONFIG_TRIES, NEVER, TimerQueue
 from pyvpn.core.transport import REJECT_AFTER_TIME, Session
 from pyvpn.core.vpncore import VPNCore
@@ -36,96 +41,6 @@ POLL_SPACING = 0.05
 STAMPS_KEPT = 65_536
 #: What a client that never heard of its user's key is compared with: same work, never equal.
 _NO_KEY = bytes(32)
-
-
-@frozen
-class LoginRequested:
-    """A login passed every check of the core; answer with :meth:`VPNServer.login_decided`."""
-
-    id: int
-    user: str
-    device: bytes
-
-
-@frozen
-class LeaseRequested:
-    """A device says hello; answer with :meth:`VPNServer.lease_decided`."""
-
-    id: int
-    user: str
-    device: bytes
-    wanted4: IPv4Address | None
-    wanted6: IPv6Address | None
-    name: str
-
-
-@frozen
-class SessionConfirmed:
-    """The first valid datagram on a new session: ``stamp`` (TAI64N) is now to be persisted."""
-
-    user: str
-    device: bytes
-    stamp: bytes
-    endpoint: Endpoint
-    #: False for the rekey of a session that was alive.
-    new: bool
-
-
-@frozen
-class SessionEnded:
-    """A device's session is over; ``reason`` is a counter-like word."""
-
-    user: str
-    device: bytes
-    reason: str
-
-
-@frozen
-class LeaseLost:
-    """A device's addresses went to another one; it gets new ones when it asks."""
-
-    user: str
-    device: bytes
-
-
-class ServerPeer(Peer):
-    """One device of one user."""
-
-    __slots__ = (
-        "config_due",
-        "config_frames",
-        "config_revision",
-        "config_tries",
-        "device",
-        "last_poll",
-        "lease",
-        "name",
-        "next_endpoint",
-        "next_stamp",
-        "pending_hello",
-        "stamp_seen",
-        "started",
-        "user",
-    )
-
-    def __init__(self, user: str, device: bytes) -> None:
-        super().__init__()
-        self.user = user
-        self.device = device
-        self.name = ""
-        self.lease: Lease | None = None
-        #: The highest stamp of a right login, persisted or not.
-        self.stamp_seen = b""
-        self.next_stamp = b""
-        self.next_endpoint: Endpoint | None = None
-        self.config_frames: list[control.ConfigPart] = []
-        self.config_revision = 0
-        self.config_tries = 0
-        self.config_due = NEVER
-        self.pending_hello = False
-        self.last_poll = -NEVER
-        #: ``now`` at which the present connection, rekeys included, began.
-        self.started = 0.0
 
 
 @define

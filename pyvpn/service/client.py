@@ -14,6 +14,10 @@ from twisted.python.failure import Failure
 from pyvpn.config import ClientConfig
 from pyvpn.core.client import (
     PUSH_POLL_INTERVAL,
+    VPNClient,
+)
+from pyvpn.core.control import ByeReason, Config
+from pyvpn.core.events import (
     Configured,
     Connected,
     Disconnected,
@@ -21,9 +25,7 @@ from pyvpn.core.client import (
     Refused,
     ResolveServer,
     StampUsed,
-    VPNClient,
 )
-from pyvpn.core.control import ByeReason, Config
 from pyvpn.core.login import LoginFlags, NetworkKeys, password_key
 from pyvpn.core.noise import KeyPair
 from pyvpn.errors import ConfigError

@@ -13,16 +13,20 @@ from pyvpn.admin import ENDPOINT_SETTING, Administration
 from pyvpn.config import ServerConfig
 from pyvpn.core import tai64n
 from pyvpn.core.control import ByeReason
-from pyvpn.core.leases import KEEP_UNSEEN, AddressPool, Lease
-from pyvpn.core.login import NetworkKeys
-from pyvpn.core.noise import KeyPair
-from pyvpn.core.server import (
+from pyvpn.core.events import (
     LeaseLost,
     LeaseRequested,
     LoginRequested,
-    ServerPeer,
     SessionConfirmed,
     SessionEnded,
+)
+from pyvpn.core.leases import KEEP_UNSEEN, AddressPool, Lease
+from pyvpn.core.login import NetworkKeys
+from pyvpn.core.noise import KeyPair
+from pyvpn.core.peer import (
+    ServerPeer,
+)
+from pyvpn.core.server import (
     VPNServer,
 )
 from pyvpn.errors import AddressTaken, PoolExhausted, StoreError

@@ -19,16 +19,22 @@ from typing import Any, NamedTuple
 from attrs import define, frozen
 
 from pyvpn.core.burst import Burst
-from pyvpn.core.client import ResolveServer, StampUsed, VPNClient
+from pyvpn.core.client import (
+    VPNClient,
+)
 from pyvpn.core.control import ByeReason
+from pyvpn.core.events import (
+    LeaseLost,
+    LeaseRequested,
+    LoginRequested,
+    ResolveServer,
+    SessionConfirmed,
+    StampUsed,
+)
 from pyvpn.core.leases import AddressPool, Holder, Lease
 from pyvpn.core.login import LoginFlags, NetworkKeys, password_key
 from pyvpn.core.noise import KeyPair
 from pyvpn.core.server import (
-    LeaseLost,
-    LeaseRequested,
-    LoginRequested,
-    SessionConfirmed,
     VPNServer,
 )
 from pyvpn.core.vpncore import VPNCore

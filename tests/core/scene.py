@@ -10,8 +10,10 @@ from typing import Any
 import pyvpn.core
 from pyvpn.core import tai64n
 from pyvpn.core.login import LoginAttempt, LoginFlags
-from pyvpn.core.peer import Peer
-from pyvpn.core.server import ServerPeer
+from pyvpn.core.peer import (
+    Peer,
+    ServerPeer,
+)
 from pyvpn.core.transport import Session
 from pyvpn.testing.simulation import Client, Datagram, Endpoint, Simulation, datagrams_of
 

@@ -10,17 +10,19 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.core import control
-from pyvpn.core.client import (
+from pyvpn.core.clientstate import (
     TRANSITIONS,
+    Input,
+    State,
+)
+from pyvpn.core.events import (
     Configured,
     Connected,
     Disconnected,
-    Input,
     NoAnswer,
     Refused,
     ResolveServer,
     StampUsed,
-    State,
 )
 from pyvpn.errors import LocalProtocolError
 from pyvpn.testing.simulation import FIRST_WALL_TIME, NETWORK4, Endpoint, ip_packet

@@ -7,15 +7,15 @@ from ipaddress import IPv4Address, IPv6Address
 from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.core import control, server
-from pyvpn.core.leases import Lease
-from pyvpn.core.login import LoginFlags
-from pyvpn.core.server import (
+from pyvpn.core.events import (
     LeaseLost,
     LeaseRequested,
     LoginRequested,
     SessionConfirmed,
     SessionEnded,
 )
+from pyvpn.core.leases import Lease
+from pyvpn.core.login import LoginFlags
 from pyvpn.errors import LocalProtocolError
 from pyvpn.testing.simulation import NETWORK4, Endpoint, ip_packet
 from tests.core.scene import USER, Scene

@@ -7,11 +7,23 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn.core.client import ResolveServer, State, VPNClient
+from pyvpn.core.client import (
+    VPNClient,
+)
+from pyvpn.core.clientstate import (
+    State,
+)
+from pyvpn.core.events import (
+    LeaseRequested,
+    LoginRequested,
+    ResolveServer,
+)
 from pyvpn.core.leases import AddressPool
 from pyvpn.core.login import LoginFlags, NetworkKeys
 from pyvpn.core.noise import KeyPair
-from pyvpn.core.server import LeaseRequested, LoginRequested, VPNServer
+from pyvpn.core.server import (
+    VPNServer,
+)
 from pyvpn.testing.memory import Datagram, MemoryHost, MemoryNetwork, MemoryTUN
 from pyvpn.testing.reactor import MemoryReactor
 from pyvpn.testing.simulation import ip_packet

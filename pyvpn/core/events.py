@@ -1,0 +1,116 @@
+"""What the cores tell their owners, and ask them; taken with ``next_event()``."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+
+from attrs import frozen
+
+from pyvpn.core.burst import Endpoint
+from pyvpn.core.control import Config
+from pyvpn.core.login import LoginFlags
+
+# -- from the hub ----------------------------------------------------------------------------------
+
+
+@frozen
+class LoginRequested:
+    """A login passed every check of the core; answer with :meth:`VPNServer.login_decided`."""
+
+    id: int
+    user: str
+    device: bytes
+
+
+@frozen
+class LeaseRequested:
+    """A device says hello; answer with :meth:`VPNServer.lease_decided`."""
+
+    id: int
+    user: str
+    device: bytes
+    wanted4: IPv4Address | None
+    wanted6: IPv6Address | None
+    name: str
+
+
+@frozen
+class SessionConfirmed:
+    """The first valid datagram on a new session: ``stamp`` (TAI64N) is now to be persisted."""
+
+    user: str
+    device: bytes
+    stamp: bytes
+    endpoint: Endpoint
+    #: False for the rekey of a session that was alive.
+    new: bool
+
+
+@frozen
+class SessionEnded:
+    """A device's session is over; ``reason`` is a counter-like word."""
+
+    user: str
+    device: bytes
+    reason: str
+
+
+@frozen
+class LeaseLost:
+    """A device's addresses went to another one; it gets new ones when it asks."""
+
+    user: str
+    device: bytes
+
+
+# -- from a client ---------------------------------------------------------------------------------
+
+
+@frozen
+class ResolveServer:
+    """The server's name is to be resolved; answer with :meth:`VPNClient.server_resolved`."""
+
+
+@frozen
+class StampUsed:
+    """A login was sent with this stamp (Unix nanoseconds): it is to be persisted."""
+
+    nanoseconds: int
+
+
+@frozen
+class Connected:
+    """The hub answered a login; ``endpoint`` is where it is, ``flags`` its choice."""
+
+    endpoint: Endpoint
+    flags: LoginFlags
+
+
+@frozen
+class Configured:
+    """The hub told addresses and more, checked; they are to be applied."""
+
+    config: Config
+
+
+@frozen
+class NoAnswer:
+    """Nobody has answered for 15 s; said once an outage."""
+
+
+@frozen
+class Disconnected:
+    """There is no session any more; the client goes on trying unless it was stopped."""
+
+    reason: str
+
+
+@frozen
+class Refused:
+    """The hub let us in and then said why not; the next try is in 300 s.
+
+    ``reason`` is a :class:`control.ByeReason`, or the number of one that a later hub knows.
+    """
+
+    reason: int
+    text: str
