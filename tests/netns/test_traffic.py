@@ -12,40 +12,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import Any, ClassVar
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.netns.lab import TUN, Lab, built_for
+from tests.netns.lab import TUN, built_for
 
 PASSWORDS = {"kiwi": "correct horse kiwi", "pa": "correct horse pa"}
 MARKER = b"the quick brown kiwi jumps over the lazy hub"
 
 
 class TrafficTests(SynchronousTestCase):
-    """One network, up for all of these."""
-
-    lab: ClassVar[Lab | None] = None
+    """Each test has a network of its own, with Kiwi and Pa in it."""
 
     def setUp(self) -> None:
-        if TrafficTests.lab is None:
-            lab = built_for(_Never(self))
-            TrafficTests.lab = lab
-            self.hub = lab.start_hub(PASSWORDS)
-            for host, password in PASSWORDS.items():
-                lab.join(host)
-                lab.start_client(host, password)
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        if cls.lab is not None:
-            cls.lab.close()
-            cls.lab = None
-
-    @property
-    def net(self) -> Lab:
-        assert self.lab is not None
-        return self.lab
+        self.net = built_for(self)
+        self.net.start_hub(PASSWORDS)
+        for host, password in PASSWORDS.items():
+            self.net.join(host)
+            self.net.start_client(host, password)
 
     def inner(self, host: str) -> list[str]:
         return [str(address) for address in self.net.addresses(host)]
@@ -157,13 +142,3 @@ def _find(status: Any, key: str) -> dict[str, int]:
             if found:
                 return found
     return {}
-
-
-class _Never:
-    """A test case that cleans nothing up: the class's lab outlives its first test."""
-
-    def __init__(self, case: SynchronousTestCase) -> None:
-        self.failureException = case.failureException
-
-    def addCleanup(self, *_: object) -> None:
-        pass
