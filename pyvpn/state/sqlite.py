@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any
 from urllib.parse import quote
 
+from twisted.enterprise.adbapi import ConnectionPool
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -364,8 +365,6 @@ class SQLiteStore:
         Only now, at the first write: making it earlier would choose the global reactor, and need it
         to run, in programs that only read.
         """
-        from twisted.enterprise.adbapi import ConnectionPool
-
         pool: Any = ConnectionPool  # it has no types
         return pool(
             "sqlite3",
