@@ -1,0 +1,118 @@
+"""Packets that wait for a session, and what must not leave before there is one (PROTOCOL 7, 8)."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from pyvpn.core.clientstate import (
+    State,
+)
+from pyvpn.testing.simulation import numbered_packet
+from tests.sim.rules import ANSWER, DATA, HUB4, REJECT_AFTER_TIME, connected, cut, heal
+
+STAGED_PACKETS = 128
+STAGED_BYTES = 256 << 10
+
+
+class OnTheClient(SynchronousTestCase):
+    def test_sent_in_order_when_it_is_back(self) -> None:
+        """What was sent during an outage leaves, in order, after the new CONFIG."""
+        simulation, client = connected()
+        cut(simulation)
+        simulation.advance(REJECT_AFTER_TIME + 1)
+        self.assertEqual(client.core.state, State.CONNECTING)
+        packets = [numbered_packet(number, client.lease.ipv4, HUB4) for number in range(20)]
+        for packet in packets:
+            client.send(packet)
+        heal(simulation)
+        simulation.advance(30)
+        self.assertEqual(simulation.hub.received, packets)
+        self.assertEqual(client.core._staged_bytes, 0)
+
+    def test_the_oldest_go_first(self) -> None:
+        """128 packets wait at most; each more costs the oldest, and is counted."""
+        simulation, client = connected()
+        cut(simulation)
+        simulation.advance(REJECT_AFTER_TIME + 1)
+        packets = [
+            numbered_packet(number, client.lease.ipv4, HUB4) for number in range(STAGED_PACKETS + 9)
+        ]
+        client.send(*packets)
+        heal(simulation)
+        simulation.advance(30)
+        self.assertEqual(simulation.hub.received, packets[9:])
+        self.assertEqual(client.core.counters["staged_dropped"], 9)
+
+    def test_no_more_bytes_than(self) -> None:
+        """256 KiB wait at most."""
+        simulation, client = connected()
+        cut(simulation)
+        simulation.advance(REJECT_AFTER_TIME + 1)
+        packet = numbered_packet(1, client.lease.ipv4, HUB4) + bytes(8000)
+        client.send(*[packet] * 60)
+        held = STAGED_BYTES // len(packet)
+        self.assertEqual(len(client.core.hub.staged), held)
+        self.assertEqual(client.core.counters["staged_dropped"], 60 - held)
+
+
+class OnTheHub(SynchronousTestCase):
+    def test_for_a_device_that_is_away(self) -> None:
+        """Packets for a device without a session wait and leave with its first packet."""
+        simulation, client = connected()
+        client.asleep = True
+        simulation.advance(REJECT_AFTER_TIME + 1)
+        packets = [numbered_packet(number, HUB4, client.lease.ipv4) for number in range(20)]
+        simulation.hub.send(*packets)
+        client.asleep = False
+        simulation.advance(1)
+        self.assertEqual(client.received, packets)
+
+    def test_nothing_before_the_first_packet(self) -> None:
+        """Between its 0x51 and the client's first packet the hub sends nothing at all, though
+        packets wait: the session is not current yet.
+        """
+        simulation, client = connected()
+        client.asleep = True
+        simulation.advance(REJECT_AFTER_TIME + 1)
+        simulation.hub.send(numbered_packet(1, HUB4, client.lease.ipv4))
+        client.asleep = False
+        # The client's data never arrives: its session stays *next*.
+        simulation.network.passes.append(lambda d: d.source != client.endpoint or d.kind != DATA)
+        start = simulation.now
+        simulation.advance(0.5)
+        for number in range(50):
+            simulation.hub.send(numbered_packet(number + 2, HUB4, client.lease.ipv4))
+            simulation.advance(0.1)
+        sent = [
+            datagram.kind
+            for datagram in simulation.network.captured
+            if datagram.source == simulation.hub.endpoint and datagram.time >= start
+        ]
+        self.assertEqual(set(sent), {ANSWER})
+        self.assertIsNone(simulation.hub.core.peer(client.user, client.device).current)
+        heal(simulation)  # control: then it does
+        simulation.advance(12)
+        self.assertEqual(len(client.received), 51)
+
+    def test_not_for_ever(self) -> None:
+        """After 180 s they are dropped and counted, and nothing is left of them."""
+        simulation, client = connected()
+        client.stop()
+        simulation.advance(1)
+        simulation.hub.send(numbered_packet(1, HUB4, client.lease.ipv4))
+        simulation.advance(REJECT_AFTER_TIME - 0.1)
+        self.assertGreater(simulation.hub.core._staged_bytes, 0)
+        simulation.advance(0.2)
+        self.assertEqual(simulation.hub.core._staged_bytes, 0)
+        self.assertEqual(simulation.hub.core.counters["staged_expired"], 1)
+        self.assertIsNone(simulation.hub.core.next_timer())
+
+    def test_on_no_old_session(self) -> None:
+        """A client that said BYE gets nothing more under the old keys."""
+        simulation, client = connected()
+        client.stop()
+        simulation.advance(1)
+        before = len(simulation.network.captured)
+        simulation.hub.send(numbered_packet(1, HUB4, client.lease.ipv4))
+        simulation.advance(1)
+        self.assertEqual(len(simulation.network.captured), before)
