@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.core import control, server
 from pyvpn.core.events import (
+    Configured,
     LeaseLost,
     LeaseRequested,
     LoginRequested,
@@ -81,6 +82,28 @@ class Logins(SynchronousTestCase):
         scene.hub.decide(True)
         self.assertEqual(scene.sent(), [])
         self.assertEqual(self.counted(scene, "login_stamp_replayed"), 1)
+
+    def test_the_same_login_twice_under_decision(self) -> None:
+        """A 0x50 replayed while it is being decided is answered once."""
+        scene = Scene()
+        scene.hub.decides = False
+        message = scene.attempt().message
+        scene.to_hub(message)
+        scene.to_hub(message)
+        scene.hub.decide(True)
+        scene.mark()
+        scene.hub.decide(True)
+        self.assertEqual(scene.sent(), [])
+        self.assertEqual(self.counted(scene, "login_stamp_replayed"), 1)
+
+    def test_a_replay_asks_nobody(self) -> None:
+        """A stamp seen before is refused before the owner, who may have to ask others, is asked."""
+        scene = Scene()
+        message = scene.attempt().message
+        scene.to_hub(message)
+        asked = len(scene.hub.told(LoginRequested))
+        scene.to_hub(message)
+        self.assertEqual(len(scene.hub.told(LoginRequested)), asked)
 
     def test_unknown_decisions_are_our_bug(self) -> None:
         """Deciding twice, or what was never asked, raises."""
@@ -393,6 +416,29 @@ class Leases(SynchronousTestCase):
         scene.hub.core.forget_device(USER, scene.client.device, scene.now)
         self.assertEqual(scene.hub.core._staged_bytes, 0)
         self.assertIsNone(scene.hub.core.next_timer())
+
+    def test_an_ipv6_address_that_moves(self) -> None:
+        """Nor does an IPv6 address alone have two owners."""
+        scene = Scene()
+        lease = Lease(IPv4Address("10.10.0.200"), scene.client.lease.ipv6)
+        scene.hub.core.restore_device(USER, bytes(16), "new", b"", lease)
+        scene.hub.drain()
+        self.assertEqual([e.device for e in scene.hub.told(LeaseLost)], [scene.client.device])
+        other = scene.hub.core.peer(USER, bytes(16))
+        self.assertIs(scene.hub.core._allowed.lookup(lease.ipv6.packed), other)
+
+    def test_without_ipv6(self) -> None:
+        """A lease without an IPv6 address is told as such."""
+        scene = Scene()
+        asked: list[LeaseRequested] = []
+        scene.hub._event = asked.append  # type: ignore[method-assign,assignment]
+        scene.sealed_to_hub(control.Hello(None, None, "").pack())
+        lease = Lease(IPv4Address("10.10.0.77"), None)
+        scene.hub.core.lease_decided(asked[0].id, lease, scene.now)
+        scene.hub.drain()
+        scene.simulation.advance(1)
+        config = scene.client.told(Configured)[-1].config
+        self.assertEqual([str(address) for address in config.addresses], ["10.10.0.77/24"])
 
 
 class Frames(SynchronousTestCase):

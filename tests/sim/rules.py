@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyvpn.core.clientstate import (
-    State,
-)
+from pyvpn.core.clientstate import State
 from pyvpn.testing.simulation import NETWORK4, Client, Datagram, Simulation, numbered_packet
 
 # PROTOCOL 7, in seconds.

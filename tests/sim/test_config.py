@@ -6,9 +6,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn.core.clientstate import (
-    State,
-)
+from pyvpn.core.clientstate import State
 from pyvpn.core.control import ByeReason
 from pyvpn.core.events import (
     Configured,
@@ -21,12 +19,14 @@ from pyvpn.core.events import (
 )
 from pyvpn.testing.simulation import Simulation, numbered_packet
 from tests.sim.rules import (
+    CONFIG_INTERVAL,
     CONFIG_TRIES,
     DATA,
     HUB4,
     POLL_INTERVAL,
     POLL_SIZE,
     REFUSED_RETRY_TIME,
+    REPLY_SIZE,
     RESTART_SPREAD,
     connected,
     cut,
@@ -103,9 +103,16 @@ class Config(SynchronousTestCase):
         simulation.network.passes.append(lambda d: d.source != client.endpoint)
         first = simulation.now - start
         simulation.advance(20)
-        sent = times(simulation.network.captured, start, DATA, simulation.hub.endpoint)
-        configs = [at for at in sent if at >= first - 0.001][-CONFIG_TRIES:]
-        self.assertEqual([round(at - configs[0]) for at in configs], [0, 1, 2, 3, 4])
+        configs = [
+            datagram.time - start - first
+            for datagram in simulation.network.captured
+            if datagram.source == simulation.hub.endpoint
+            and datagram.kind == DATA
+            and len(datagram.payload) != REPLY_SIZE
+        ]
+        self.assertEqual(len(configs), CONFIG_TRIES)
+        for number, at in enumerate(configs):
+            self.assertAlmostEqual(at, number * CONFIG_INTERVAL, places=3)
         heal(simulation)
         simulation.advance(60)
         self.assertEqual(len(client.told(Configured)), 1)

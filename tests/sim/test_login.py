@@ -8,9 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn.core.clientstate import (
-    State,
-)
+from pyvpn.core.clientstate import State
 from pyvpn.core.events import (
     Connected,
     LoginRequested,

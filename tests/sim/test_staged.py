@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn.core.clientstate import (
-    State,
-)
+from pyvpn.core.clientstate import State
+from pyvpn.core.events import LeaseRequested
 from pyvpn.testing.simulation import numbered_packet
 from tests.sim.rules import ANSWER, DATA, HUB4, REJECT_AFTER_TIME, connected, cut, heal
 
@@ -28,6 +27,30 @@ class OnTheClient(SynchronousTestCase):
         simulation.advance(30)
         self.assertEqual(simulation.hub.received, packets)
         self.assertEqual(client.core._staged_bytes, 0)
+
+    def test_not_before_config(self) -> None:
+        """On the new session nothing leaves but POLL and HELLO until CONFIG has come: the address
+        may be another one now.
+        """
+        simulation, client = connected()
+        cut(simulation)
+        simulation.advance(REJECT_AFTER_TIME + 1)
+        packet = numbered_packet(1, client.lease.ipv4, HUB4)
+        client.send(packet)
+        decide, asked = simulation.hub._event, []
+
+        def owner(event: object) -> None:
+            (asked.append if isinstance(event, LeaseRequested) else decide)(event)
+
+        simulation.hub._event = owner  # type: ignore[method-assign]
+        heal(simulation)
+        simulation.advance(30)
+        self.assertEqual(client.core.state, State.CONFIGURING)
+        self.assertEqual(simulation.hub.received, [])
+        decide(asked[0])
+        simulation.hub.drain()
+        simulation.advance(1)
+        self.assertEqual(simulation.hub.received, [packet])
 
     def test_the_oldest_go_first(self) -> None:
         """128 packets wait at most; each more costs the oldest, and is counted."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn.core.clientstate import (
-    State,
-)
+from pyvpn.core.clientstate import State
 from pyvpn.core.events import (
     Connected,
     Disconnected,
+    LeaseRequested,
+    ResolveServer,
     SessionConfirmed,
     SessionEnded,
 )
 from pyvpn.core.login import LoginFlags
 from pyvpn.core.timers import KeepaliveTimer
-from pyvpn.testing.simulation import Client, Simulation, numbered_packet
+from pyvpn.testing.simulation import Client, Datagram, Simulation, numbered_packet
 from tests.sim.rules import (
     ANSWER,
     DATA,
@@ -27,6 +29,7 @@ from tests.sim.rules import (
     REJECT_AFTER_TIME,
     REKEY_AFTER_TIME,
     REKEY_ON_RECEIVE_TIME,
+    REKEY_TIMEOUT,
     ROUND_TRIP,
     connected,
     cut,
@@ -142,13 +145,48 @@ class Rekeys(SynchronousTestCase):
         simulation, client = connected()
         simulation.network.passes.append(lambda datagram: datagram.kind != ANSWER)
         simulation.advance(170)
-        self.assertGreater(len(times(simulation.network.captured, 0)), 8)
+        for number in range(50):  # what is sent meanwhile hurries nothing
+            client.send(numbered_packet(number, client.lease.ipv4, HUB4))
+        tries = times(simulation.network.captured, 1)
+        self.assertGreater(len(tries), 8)
+        self.assertGreaterEqual(min(b - a for a, b in pairwise(tries[1:])), REKEY_TIMEOUT)
         self.assertTrue(works_both_ways(simulation, client))
         simulation.advance(10)
         self.assertEqual(client.core.state, State.CONNECTING)
         heal(simulation)
         simulation.advance(7)
         self.assertTrue(works_both_ways(simulation, client, 77))
+
+    def test_a_rekey_tried_twice(self) -> None:
+        """A rekey whose first answer is lost is repeated as one: no HELLO, no name resolved."""
+        simulation, client = connected()
+        lost: list[Datagram] = []
+
+        def first_answer_is_lost(datagram: Datagram) -> bool:
+            if datagram.kind == ANSWER:
+                lost.append(datagram)
+            return datagram.kind != ANSWER or len(lost) > 1
+
+        simulation.network.passes.append(first_answer_is_lost)
+        asked = len(client.told(ResolveServer))
+        simulation.advance(140)
+        self.assertEqual(len(lost), 2)
+        self.assertEqual(len(client.told(Connected)), 1)
+        self.assertEqual(len(client.told(ResolveServer)), asked)
+        self.assertEqual(len(simulation.hub.told(LeaseRequested)), 1)
+
+    def test_a_login_takes_over_from_a_rekey(self) -> None:
+        """When the hub turns out dead during a rekey its name is resolved again: it may be
+        elsewhere.
+        """
+        simulation, client = connected()
+        simulation.advance(124)
+        cut(simulation)
+        asked = len(client.told(ResolveServer))
+        simulation.advance(8.4)  # the poll at 125 s, and with it the rekey
+        self.assertEqual(len(client.told(ResolveServer)), asked)
+        simulation.advance(1)
+        self.assertEqual(len(client.told(ResolveServer)), asked + 1)
 
     def test_a_worn_session(self) -> None:
         """So many messages later a rekey is due, whatever the time (AES-256-GCM: 2^27)."""

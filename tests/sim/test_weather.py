@@ -11,9 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.core.burst import Burst
 from pyvpn.core.client import VPNClient
-from pyvpn.core.clientstate import (
-    State,
-)
+from pyvpn.core.clientstate import State
 from pyvpn.testing.simulation import Datagram, Network, Simulation, Weather, numbered_packet
 from tests.sim.rules import (
     DATA,
