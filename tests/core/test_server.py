@@ -473,6 +473,43 @@ class Frames(SynchronousTestCase):
         scene.simulation.advance(1)
         self.assertEqual(scene.client.received, packets)
 
+    def test_as_few_bursts_as_can_be(self) -> None:
+        """Equal sizes leave together, one shorter may end them: at most 64 datagrams and 65,000
+        bytes, what one UDP_SEGMENT send takes.
+        """
+        scene = Scene()
+        lease = scene.client.lease
+        table = [
+            ([1396] * 44, [44]),
+            ([1396] * 46, [44, 2]),
+            ([60] * 130, [64, 64, 2]),
+            ([1396, 1396, 60, 1396], [3, 1]),
+            ([60, 1396, 1396], [1, 2]),
+            ([1396, 60, 60], [2, 1]),
+        ]
+        for payloads, expected in table:
+            frames = [bytes(10) + ip_packet(HUB4, lease.ipv4, bytes(n)) for n in payloads]
+            bursts = scene.hub.core.packets_from_tun(frames, scene.now)
+            counts = [len(burst.buffers) // 2 for burst in bursts]
+            self.assertEqual(counts, expected, payloads)
+            for burst in bursts:
+                self.assertLess(len(b"".join(burst.buffers)), 65_000)
+
+    def test_the_shortest_packets(self) -> None:
+        """A packet that is its header alone is sent; one byte less is no packet."""
+        scene = Scene()
+        lease = scene.client.lease
+        for packet in (
+            ip_packet(HUB4, lease.ipv4, b""),
+            ip_packet(IPv6Address("fd6e:a1::1"), lease.ipv6, b""),
+        ):
+            scene.hub.send(packet)
+            scene.simulation.advance(0.1)
+            self.assertEqual(scene.client.received[-1:], [packet])
+            count = scene.hub.core.counters["tun_not_ip"]
+            scene.hub.send(packet[:-1])
+            self.assertEqual(scene.hub.core.counters["tun_not_ip"], count + 1)
+
     def test_other_sources(self) -> None:
         """Authentic datagrams are taken from another source, but nothing is sent there."""
         scene = Scene()
