@@ -405,6 +405,7 @@ class VPNClient(VPNCore[Peer]):
             (NEVER if silence is None else silence + SILENCE_TIME, "silence"),
             (self._retry_due, "refused_retry"),
             (expiry, "session_expiry"),
+            (self.hub.staged_expiry, "staged_expiry"),
             (self._hello_due, "hello"),
             (self._poll_due, "poll"),
             (self._liveness.due if session is not None else NEVER, "liveness"),
@@ -419,6 +420,7 @@ class VPNClient(VPNCore[Peer]):
         self._expire_sessions(self.hub, now)
         if current is not None and self.hub.current is None:
             self._lose("no answer from the hub", now)
+        self._expire_staged(self.hub, now)
         if self._silent_since is not None and self._silent_since + SILENCE_TIME <= now:
             self._silent_since = NEVER
             self._events.append(NoAnswer())

@@ -8,7 +8,7 @@ from pyvpn.core import control
 from pyvpn.core.burst import Endpoint
 from pyvpn.core.leases import Lease
 from pyvpn.core.timers import NEVER, KeepaliveTimer
-from pyvpn.core.transport import Session
+from pyvpn.core.transport import REJECT_AFTER_TIME, Session
 
 #: Packets that wait for a session, a peer (docs/protocol.rst, "Limits").
 STAGED_PACKETS = 128
@@ -70,6 +70,11 @@ class Peer:
             dropped.append(self.staged.popleft())
             self.staged_bytes -= len(dropped[-1])
         return dropped
+
+    @property
+    def staged_expiry(self) -> float:
+        """When the staged packets are too old to be of use, as the session that they would need."""
+        return self.staged_since + REJECT_AFTER_TIME if self.staged else NEVER
 
     def unstage(self) -> list[bytes]:
         """Return all staged packets, oldest first, and forget them."""

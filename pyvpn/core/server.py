@@ -28,7 +28,7 @@ from pyvpn.core.login import LoginFlags, LoginRequest, NetworkKeys
 from pyvpn.core.noise import KeyPair
 from pyvpn.core.peer import ServerPeer
 from pyvpn.core.timers import CONFIG_INTERVAL, CONFIG_TRIES, NEVER, TimerQueue
-from pyvpn.core.transport import REJECT_AFTER_TIME, Session
+from pyvpn.core.transport import Session
 from pyvpn.core.vpncore import VPNCore
 from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 
@@ -405,13 +405,13 @@ class VPNServer(VPNCore[ServerPeer]):
 
     def _session_wanted(self, peer: ServerPeer, now: float) -> None:
         # Only the client can start a session: its packets wait, but not for ever.
-        self._timers.arm(peer, peer.staged_since + REJECT_AFTER_TIME)
+        self._timers.arm(peer, peer.staged_expiry)
 
     def _arm(self, peer: ServerPeer) -> None:
         due = min(
             peer.keepalive.due,
             peer.config_due,
-            peer.staged_since + REJECT_AFTER_TIME if peer.staged else NEVER,
+            peer.staged_expiry,
             min((session.expires for session in peer.sessions()), default=NEVER),
         )
         if due != NEVER:
@@ -437,6 +437,5 @@ class VPNServer(VPNCore[ServerPeer]):
                 self._send_control(peer, peer.current, b"", now)
         if peer.config_due <= now:
             self._send_config(peer, now)
-        if peer.staged and peer.staged_since + REJECT_AFTER_TIME <= now:
-            self.counters["staged_expired"] += len(self._unstage(peer))
+        self._expire_staged(peer, now)
         self._forget_idle(peer)

@@ -302,6 +302,10 @@ class VPNCore(ABC, Generic[P]):
         self._staged_bytes -= peer.staged_bytes
         return peer.unstage()
 
+    def _expire_staged(self, peer: P, now: float) -> None:
+        if peer.staged_expiry <= now:
+            self.counters["staged_expired"] += len(self._unstage(peer))
+
     def _send_staged(self, peer: P, now: float) -> None:
         if peer.staged:
             self._outbox += self._send_packets(peer, self._unstage(peer), now)

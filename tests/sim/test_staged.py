@@ -130,6 +130,25 @@ class OnTheHub(SynchronousTestCase):
         self.assertEqual(simulation.hub.core.counters["staged_expired"], 1)
         self.assertIsNone(simulation.hub.core.next_timer())
 
+    def test_not_for_ever_at_the_client(self) -> None:
+        """A client without a hub keeps its packets 180 s, no longer: old news helps nobody."""
+        simulation, client = connected()
+        cut(simulation)
+        simulation.advance(REJECT_AFTER_TIME + 1)
+        client.send(numbered_packet(1, client.lease.ipv4, HUB4))
+        simulation.advance(REJECT_AFTER_TIME - 0.1)
+        self.assertEqual(len(client.core.hub.staged), 1)
+        simulation.advance(0.2)
+        self.assertEqual(len(client.core.hub.staged), 0)
+        self.assertEqual(client.core.counters["staged_expired"], 1)
+        heal(simulation)
+        simulation.advance(400)
+        self.assertEqual(simulation.hub.received, [])
+        packet = numbered_packet(2, client.lease.ipv4, HUB4)  # control: a fresh one arrives
+        client.send(packet)
+        simulation.advance(1)
+        self.assertEqual(simulation.hub.received, [packet])
+
     def test_on_no_old_session(self) -> None:
         """A client that said BYE gets nothing more under the old keys."""
         simulation, client = connected()
