@@ -79,6 +79,51 @@ LAYOUTS = [
 ]
 
 
+_ACK = frame(6, b"\7\0\0\0\1")
+#: Headers that are wrong, by what is wrong.
+BAD_HEADERS = {
+    "empty": b"",
+    "cut header": _ACK[:3],
+    "flags": frame(6, b"\7\0\0\0\1", flags=1),
+    "length beyond the end": _ACK[:2] + b"\x0d\x00" + _ACK[4:],
+    "length far beyond the end": _ACK[:2] + b"\xff\xff" + _ACK[4:],
+    "big-endian length": _ACK[:2] + b"\x00\x05" + _ACK[4:],
+    "padding": _ACK[:-1] + b"\1",
+    "first byte of padding": _ACK[:9] + b"\1" + _ACK[10:],
+}
+
+_config = struct.Struct("<IBB").pack
+_hello = bytes(20)
+#: Bodies at their bounds, and such as are beyond them.
+GOOD_BODIES = {
+    "last part": frame(5, _config(1, 31, 32)),
+    "largest part": frame(5, _config(1, 0, 1) + bytes(1100)),
+    "longest text": frame(7, b"\0" + b"x" * 200),
+    "no text": frame(7, b"\0"),
+    "longest name": frame(8, _hello + b"\xff" + b"x" * 255),
+}
+BAD_BODIES = {
+    "part of none": frame(5, _config(1, 0, 0)),
+    "part beyond the last": frame(5, _config(1, 3, 3)),
+    "33 parts": frame(5, _config(1, 0, 33)),
+    "part too large": frame(5, _config(1, 0, 1) + bytes(1101)),
+    "config cut": frame(5, bytes(5)),
+    "text too long": frame(7, b"\0" + b"x" * 201),
+    "text too long in bytes": frame(7, b"\0" + "ā".encode() * 101),
+    "text not UTF-8": frame(7, b"\0\xff"),
+    "text with an escape": frame(7, b"\0\x1b[2J"),
+    "text with a line break": frame(7, b"\0one\ntwo"),
+    "bye without reason": frame(7, b""),
+    "hello cut": frame(8, bytes(19)),
+    "hello without a length": frame(8, _hello),
+    "name shorter than said": frame(8, _hello + b"\5kiwi"),
+    "name longer than said": frame(8, _hello + b"\3kiwi"),
+    "name not UTF-8": frame(8, _hello + b"\2\xc3("),
+    "name with NUL": frame(8, _hello + b"\2a\0"),
+    "name with a line separator": frame(8, _hello + b"\3" + "\u2028".encode()),
+}
+
+
 def uint(bits: int) -> st.SearchStrategy[int]:
     return st.integers(0, 2**bits - 1)
 
@@ -155,18 +200,8 @@ class FrameTests(SynchronousTestCase):
 
     def test_malformed_headers(self) -> None:
         """No header, flags, a length beyond the end or padding that is not zero is malformed."""
-        good = frame(6, b"\7\0\0\0\1")
-        self.assertEqual(parse(good), ConfigAck(7, 1))
-        for name, plaintext in {
-            "empty": b"",
-            "cut header": good[:3],
-            "flags": frame(6, b"\7\0\0\0\1", flags=1),
-            "length beyond the end": good[:2] + b"\x0d\x00" + good[4:],
-            "length far beyond the end": good[:2] + b"\xff\xff" + good[4:],
-            "big-endian length": good[:2] + b"\x00\x05" + good[4:],
-            "padding": good[:-1] + b"\1",
-            "first byte of padding": good[:9] + b"\1" + good[10:],
-        }.items():
+        self.assertEqual(parse(_ACK), ConfigAck(7, 1))
+        for name, plaintext in BAD_HEADERS.items():
             with self.subTest(name):
                 self.refused(plaintext, "control_malformed")
 
@@ -180,39 +215,10 @@ class FrameTests(SynchronousTestCase):
 
     def test_malformed_bodies(self) -> None:
         """Bounds of parts, texts and names hold for what arrives, at the border and beyond it."""
-        config = struct.Struct("<IBB").pack
-        hello = bytes(20)
-        good = {
-            "last part": frame(5, config(1, 31, 32)),
-            "largest part": frame(5, config(1, 0, 1) + bytes(1100)),
-            "longest text": frame(7, b"\0" + b"x" * 200),
-            "no text": frame(7, b"\0"),
-            "longest name": frame(8, hello + b"\xff" + b"x" * 255),
-        }
-        bad = {
-            "part of none": frame(5, config(1, 0, 0)),
-            "part beyond the last": frame(5, config(1, 3, 3)),
-            "33 parts": frame(5, config(1, 0, 33)),
-            "part too large": frame(5, config(1, 0, 1) + bytes(1101)),
-            "config cut": frame(5, bytes(5)),
-            "text too long": frame(7, b"\0" + b"x" * 201),
-            "text too long in bytes": frame(7, b"\0" + "ā".encode() * 101),
-            "text not UTF-8": frame(7, b"\0\xff"),
-            "text with an escape": frame(7, b"\0\x1b[2J"),
-            "text with a line break": frame(7, b"\0one\ntwo"),
-            "bye without reason": frame(7, b""),
-            "hello cut": frame(8, bytes(19)),
-            "hello without a length": frame(8, hello),
-            "name shorter than said": frame(8, hello + b"\5kiwi"),
-            "name longer than said": frame(8, hello + b"\3kiwi"),
-            "name not UTF-8": frame(8, hello + b"\2\xc3("),
-            "name with NUL": frame(8, hello + b"\2a\0"),
-            "name with a line separator": frame(8, hello + b"\3" + "\u2028".encode()),
-        }
-        for name, plaintext in good.items():
+        for name, plaintext in GOOD_BODIES.items():
             with self.subTest(name):
                 self.assertEqual(parse(plaintext).pack(), plaintext)
-        for name, plaintext in bad.items():
+        for name, plaintext in BAD_BODIES.items():
             with self.subTest(name):
                 self.refused(plaintext, "control_malformed")
 
@@ -327,6 +333,69 @@ FULL_TLVS = (
 )
 
 
+_label = b"a" * 63
+_domain = b".".join((_label, _label, _label, b"b" * 61))
+#: Items of a CONFIG at the bounds of what a client takes, and such as are beyond them.
+GOOD_ITEMS = {
+    "longest domain": tlv(5, _domain),
+    "capitals": tlv(5, b"Example.ORG"),
+    "lowest MTU": tlv(6, (1280).to_bytes(2, "little")),
+    "highest MTU": tlv(6, b"\xff\xff"),
+    "largest IPv4 subnet": tlv(1, v4("10.10.0.2") + b"\x08"),
+    "largest IPv6 subnet": tlv(1, v4("fd00::2") + b"\x20"),
+    "IPv4 host route": tlv(2, v4("10.0.0.1") + b"\x20"),
+    "IPv6 host route": tlv(2, v4("fd00::1") + b"\x80"),
+}
+BAD_ITEMS = {
+    "cut header": b"\x06\x02",
+    "value beyond the part": b"\x06\x03\x00\x88\x05",
+    "empty address": tlv(1, b""),
+    "address without prefix": tlv(1, v4("10.10.0.2")),
+    "address of 5 bytes": tlv(1, bytes(5) + b"\x18"),
+    "IPv4 default route by stealth": tlv(1, v4("10.10.0.2") + b"\x00"),
+    "IPv4 prefix 7": tlv(1, v4("10.10.0.2") + b"\x07"),
+    "IPv6 default route by stealth": tlv(1, v4("fd00::2") + b"\x00"),
+    "IPv6 prefix 31": tlv(1, v4("fd00::2") + b"\x1f"),
+    "IPv4 prefix 33": tlv(1, v4("10.10.0.2") + b"\x21"),
+    "IPv6 prefix 129": tlv(1, v4("fd00::2") + b"\x81"),
+    "no address": tlv(1, v4("0.0.0.0") + b"\x18"),
+    "loopback address": tlv(1, v4("127.0.0.1") + b"\x18"),
+    "multicast address": tlv(1, v4("224.0.0.1") + b"\x18"),
+    "IPv6 loopback address": tlv(1, v4("::1") + b"\x80"),
+    "mapped address": tlv(1, MAPPED + b"\x80"),
+    "route with host bits": tlv(2, v4("10.20.0.1") + b"\x10"),
+    "IPv6 route with host bits": tlv(2, v4("fd00::1") + b"\x40"),
+    "route prefix 33": tlv(2, v4("10.20.0.0") + b"\x21"),
+    "empty route": tlv(2, b""),
+    "loopback route": tlv(2, v4("127.0.0.0") + b"\x08"),
+    "excluded with host bits": tlv(3, v4("10.20.0.1") + b"\x10"),
+    "DNS of 5 bytes": tlv(4, bytes(5)),
+    "DNS nowhere": tlv(4, bytes(4)),
+    "empty domain": tlv(5, b""),
+    "domain of 254 bytes": tlv(5, _domain + b"b"),
+    "label of 64": tlv(5, b"a" * 64),
+    "empty label": tlv(5, b"a..b"),
+    "dot at the end": tlv(5, b"example.org."),
+    "hyphen first": tlv(5, b"-a.org"),
+    "hyphen last": tlv(5, b"a-.org"),
+    "underscore": tlv(5, b"_tcp.org"),
+    "blank": tlv(5, b"a b"),
+    "line break": tlv(5, b"a.org\n"),
+    "option of resolv.conf": tlv(5, b"a\nnameserver 192.0.2.1"),
+    "domain not ASCII": tlv(5, "kākāpō.nz".encode()),
+    "superscript digit": tlv(5, "a²".encode("latin-1")),
+    "MTU too low": tlv(6, (1279).to_bytes(2, "little")),
+    "MTU of one byte": tlv(6, b"\x88"),
+    "MTU of three bytes": tlv(6, b"\x88\x05\x00"),
+    "two MTUs": tlv(6, b"\x88\x05") * 2,
+    "interval of four bytes": tlv(7, bytes(4)),
+    "short token": tlv(8, bytes(91)),
+    "long token": tlv(8, bytes(93)),
+    "two tokens": tlv(8, bytes(92)) * 2,
+    "17 addresses": b"".join(tlv(1, bytes([10, 0, 0, n, 24])) for n in range(1, 18)),
+}
+
+
 def interfaces() -> st.SearchStrategy[IPv4Interface | IPv6Interface]:
     # Away from loopback, multicast and the like, which have their own tests.
     return st.one_of(
@@ -402,70 +471,10 @@ class ConfigTests(SynchronousTestCase):
 
     def test_refused(self) -> None:
         """What a client must not take from a hub is refused as ``config_invalid``."""
-        label = b"a" * 63
-        domain = b".".join((label, label, label, b"b" * 61))
-        good = {
-            "longest domain": tlv(5, domain),
-            "capitals": tlv(5, b"Example.ORG"),
-            "lowest MTU": tlv(6, (1280).to_bytes(2, "little")),
-            "highest MTU": tlv(6, b"\xff\xff"),
-            "largest IPv4 subnet": tlv(1, v4("10.10.0.2") + b"\x08"),
-            "largest IPv6 subnet": tlv(1, v4("fd00::2") + b"\x20"),
-            "IPv4 host route": tlv(2, v4("10.0.0.1") + b"\x20"),
-            "IPv6 host route": tlv(2, v4("fd00::1") + b"\x80"),
-        }
-        bad = {
-            "cut header": b"\x06\x02",
-            "value beyond the part": b"\x06\x03\x00\x88\x05",
-            "empty address": tlv(1, b""),
-            "address without prefix": tlv(1, v4("10.10.0.2")),
-            "address of 5 bytes": tlv(1, bytes(5) + b"\x18"),
-            "IPv4 default route by stealth": tlv(1, v4("10.10.0.2") + b"\x00"),
-            "IPv4 prefix 7": tlv(1, v4("10.10.0.2") + b"\x07"),
-            "IPv6 default route by stealth": tlv(1, v4("fd00::2") + b"\x00"),
-            "IPv6 prefix 31": tlv(1, v4("fd00::2") + b"\x1f"),
-            "IPv4 prefix 33": tlv(1, v4("10.10.0.2") + b"\x21"),
-            "IPv6 prefix 129": tlv(1, v4("fd00::2") + b"\x81"),
-            "no address": tlv(1, v4("0.0.0.0") + b"\x18"),
-            "loopback address": tlv(1, v4("127.0.0.1") + b"\x18"),
-            "multicast address": tlv(1, v4("224.0.0.1") + b"\x18"),
-            "IPv6 loopback address": tlv(1, v4("::1") + b"\x80"),
-            "mapped address": tlv(1, MAPPED + b"\x80"),
-            "route with host bits": tlv(2, v4("10.20.0.1") + b"\x10"),
-            "IPv6 route with host bits": tlv(2, v4("fd00::1") + b"\x40"),
-            "route prefix 33": tlv(2, v4("10.20.0.0") + b"\x21"),
-            "empty route": tlv(2, b""),
-            "loopback route": tlv(2, v4("127.0.0.0") + b"\x08"),
-            "excluded with host bits": tlv(3, v4("10.20.0.1") + b"\x10"),
-            "DNS of 5 bytes": tlv(4, bytes(5)),
-            "DNS nowhere": tlv(4, bytes(4)),
-            "empty domain": tlv(5, b""),
-            "domain of 254 bytes": tlv(5, domain + b"b"),
-            "label of 64": tlv(5, b"a" * 64),
-            "empty label": tlv(5, b"a..b"),
-            "dot at the end": tlv(5, b"example.org."),
-            "hyphen first": tlv(5, b"-a.org"),
-            "hyphen last": tlv(5, b"a-.org"),
-            "underscore": tlv(5, b"_tcp.org"),
-            "blank": tlv(5, b"a b"),
-            "line break": tlv(5, b"a.org\n"),
-            "option of resolv.conf": tlv(5, b"a\nnameserver 192.0.2.1"),
-            "domain not ASCII": tlv(5, "kākāpō.nz".encode()),
-            "superscript digit": tlv(5, "a²".encode("latin-1")),
-            "MTU too low": tlv(6, (1279).to_bytes(2, "little")),
-            "MTU of one byte": tlv(6, b"\x88"),
-            "MTU of three bytes": tlv(6, b"\x88\x05\x00"),
-            "two MTUs": tlv(6, b"\x88\x05") * 2,
-            "interval of four bytes": tlv(7, bytes(4)),
-            "short token": tlv(8, bytes(91)),
-            "long token": tlv(8, bytes(93)),
-            "two tokens": tlv(8, bytes(92)) * 2,
-            "17 addresses": b"".join(tlv(1, bytes([10, 0, 0, n, 24])) for n in range(1, 18)),
-        }
-        for name, tlvs in good.items():
+        for name, tlvs in GOOD_ITEMS.items():
             with self.subTest(name):
                 self.assertIsNotNone(self.assemble(one(tlvs)))
-        for name, tlvs in bad.items():
+        for name, tlvs in BAD_ITEMS.items():
             with self.subTest(name):
                 error = self.assertRaises(RemoteProtocolError, self.assemble, one(tlvs))
                 self.assertEqual(error.reason, "config_invalid")
