@@ -107,6 +107,7 @@ class VPNClient(VPNCore[Peer]):
         self._rekeyed_on_receive = False
         # One session's worth:
         self._config = control.ConfigAssembler()
+        self._revision: int | None = None
         self._acknowledged: control.ConfigAck | None = None
         self._hello_due = NEVER
         self._poll_due = NEVER
@@ -160,6 +161,13 @@ class VPNClient(VPNCore[Peer]):
             self._send_initiation(server, now)
         else:
             self.counters["server_unresolved"] += 1
+
+    def config_applied(self, revision: int, now: float) -> None:
+        """Answer :class:`Configured`: what the hub has kept for us may come now."""
+        session = self.hub.current
+        if session is not None and revision == self._revision and self._acknowledged is None:
+            self._acknowledged = control.ConfigAck(revision, 0)
+            self._send_control(self.hub, session, self._acknowledged.pack(), now)
 
     @property
     def running(self) -> bool:
@@ -264,7 +272,7 @@ class VPNClient(VPNCore[Peer]):
         self._rekeyed_on_receive = False
         self._liveness.any_authenticated_packet_received()
         self._config = control.ConfigAssembler()
-        self._acknowledged = None
+        self._revision = self._acknowledged = None
         self._poll_seq = 0
         self._poll_epoch = self._wall_clock() - int(now * 1e9)
         self._poll(now)
@@ -306,9 +314,9 @@ class VPNClient(VPNCore[Peer]):
     def _config_received(self, session: Session, part: control.ConfigPart, now: float) -> None:
         if session is not self.hub.current:
             raise RemoteProtocolError("config_old_session")
-        acknowledged = self._acknowledged
-        if acknowledged is not None and acknowledged.revision == part.revision:
-            self._send_control(self.hub, session, acknowledged.pack(), now)  # ours was lost
+        if part.revision == self._revision:
+            if self._acknowledged is not None:  # ours was lost
+                self._send_control(self.hub, session, self._acknowledged.pack(), now)
             return
         config = self._config.add(part)
         if config is None:
@@ -316,13 +324,12 @@ class VPNClient(VPNCore[Peer]):
         if not config.addresses:
             raise RemoteProtocolError("config_invalid")
         self._hello_due = NEVER
-        self._acknowledged = control.ConfigAck(part.revision, 0)
-        self._send_control(self.hub, session, self._acknowledged.pack(), now)
+        self._revision, self._acknowledged = part.revision, None
         self._allowed.remove_peer(self.hub)
         for interface in config.addresses:
             self._allowed.insert(interface.network, self.hub)
         self._move(Input.CONFIGURED)
-        self._events.append(Configured(config))
+        self._events.append(Configured(config, part.revision))
         self._send_staged(self.hub, now)
 
     def _bye_received(self, session: Session, bye: control.Bye, now: float) -> None:

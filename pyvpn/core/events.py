@@ -88,9 +88,13 @@ class Connected:
 
 @frozen
 class Configured:
-    """The hub told addresses and more, checked; they are to be applied."""
+    """The hub told addresses and more, checked; they are to be applied.
+
+    Answer with :meth:`VPNClient.config_applied` when packets can be taken.
+    """
 
     config: Config
+    revision: int
 
 
 @frozen

@@ -102,6 +102,7 @@ class ServerPeer(Peer):
         "config_revision",
         "config_tries",
         "device",
+        "hold_due",
         "last_poll",
         "lease",
         "name",
@@ -128,6 +129,8 @@ class ServerPeer(Peer):
         self.config_tries = 0
         self.config_due = NEVER
         self.pending_hello = False
+        #: Until then, at most, packets wait for the client's CONFIG_ACK; NEVER: none need to.
+        self.hold_due = NEVER
         self.last_poll = -NEVER
         #: ``now`` at which the present connection, rekeys included, began.
         self.started = 0.0

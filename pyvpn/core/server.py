@@ -36,6 +36,9 @@ from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 FUTURE_STAMP = 86_400_000_000_000  # ns
 #: 20 polls a second, a session (docs/protocol.rst, "Control frames").
 POLL_SPACING = 0.05
+#: Packets wait for a new connection's CONFIG_ACK, since its client drops what comes before it has
+#: addresses; but no longer than CONFIG is repeated (docs/protocol.rst, "HELLO and CONFIG").
+HOLD_TIME = CONFIG_INTERVAL * CONFIG_TRIES
 #: Stamps kept of devices that have neither address nor keys: the bound of the table, oldest first.
 #: Without them a recorded 0x50 would draw an answer once its device was forgotten.
 STAMPS_KEPT = 65_536
@@ -245,12 +248,26 @@ class VPNServer(VPNCore[ServerPeer]):
         peer.last_poll = -NEVER
         if new:
             peer.started = now
+            peer.hold_due = now + HOLD_TIME
         if peer.endpoint is not None:
             self._events.append(
                 SessionConfirmed(peer.user, peer.device, peer.next_stamp, peer.endpoint, new)
             )
-        self._send_staged(peer, now)
+        if peer.hold_due == NEVER:
+            self._send_staged(peer, now)
         self._arm(peer)
+
+    def _send_packets(self, peer: ServerPeer, packets: list[bytes], now: float) -> list[Burst]:
+        if peer.hold_due != NEVER:
+            self._stage(peer, packets, now)
+            return []
+        return super()._send_packets(peer, packets, now)
+
+    def _release(self, peer: ServerPeer, now: float) -> None:
+        """Let packets wait for a CONFIG_ACK no more."""
+        if peer.hold_due != NEVER:
+            peer.hold_due = NEVER
+            self._send_staged(peer, now)
 
     # -- control frames -----------------------------------------------------------------------
 
@@ -269,6 +286,7 @@ class VPNServer(VPNCore[ServerPeer]):
         elif isinstance(frame, control.ConfigAck):
             if frame.revision == peer.config_revision:
                 peer.config_due = NEVER
+                self._release(peer, now)
         elif isinstance(frame, control.Bye):
             if session is peer.current:
                 self._disconnect(peer, "client_stopped")
@@ -309,6 +327,8 @@ class VPNServer(VPNCore[ServerPeer]):
         if peer.pending_hello:
             return  # a repetition, while the decision is being made
         peer.pending_hello = True
+        peer.hold_due = now + HOLD_TIME
+        self._timers.arm(peer, peer.hold_due)
         peer.name = hello.name
         self._last_id += 1
         self._hellos[self._last_id] = (peer, session)
@@ -382,7 +402,7 @@ class VPNServer(VPNCore[ServerPeer]):
         connected = peer.current is not None
         self._forget(peer, peer.previous)
         self._forget(peer, peer.current)
-        peer.config_due = NEVER
+        peer.config_due = peer.hold_due = NEVER
         peer.keepalive.any_authenticated_packet_sent()
         if connected:
             self._events.append(SessionEnded(peer.user, peer.device, reason))
@@ -411,6 +431,7 @@ class VPNServer(VPNCore[ServerPeer]):
         due = min(
             peer.keepalive.due,
             peer.config_due,
+            peer.hold_due,
             peer.staged_expiry,
             min((session.expires for session in peer.sessions()), default=NEVER),
         )
@@ -437,5 +458,7 @@ class VPNServer(VPNCore[ServerPeer]):
                 self._send_control(peer, peer.current, b"", now)
         if peer.config_due <= now:
             self._send_config(peer, now)
+        if peer.hold_due <= now:
+            self._release(peer, now)
         self._expire_staged(peer, now)
         self._forget_idle(peer)

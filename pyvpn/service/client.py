@@ -185,7 +185,7 @@ class ClientService(VPNService):
             if LoginFlags.DELIVER_ON_POLL in self._offers() & ~event.flags:
                 self._log.warn("this hub delivers at once, not on polls")
         elif isinstance(event, Configured):
-            self._apply(event.config)
+            self._apply(event.config, event.revision)
         elif isinstance(event, NoAnswer):
             self._log.warn("{line}", line=NO_ANSWER.format(server=server))
         elif isinstance(event, Disconnected):
@@ -227,11 +227,11 @@ class ClientService(VPNService):
 
     # -- configuration --------------------------------------------------------------------------
 
-    def _apply(self, config: Config) -> None:
+    def _apply(self, config: Config, revision: int) -> None:
         state = self._system_state(config)
         networks = [interface.network for interface in config.addresses]
         done = self._applying.run(self._in_thread, self._set_up, networks, state)
-        done.addCallback(self._applied_now, state)
+        done.addCallback(self._applied_now, state, revision)
         done.addErrback(self._broken, "setting up the TUN")
 
     def _set_up(self, networks: list[IPv4Network | IPv6Network], state: SystemState) -> list[str]:
@@ -240,8 +240,11 @@ class ClientService(VPNService):
         subnet_free(networks, ours=self._config.tun, remedy=remedy)
         return self._child.apply(state)
 
-    def _applied_now(self, lines: list[str], state: SystemState) -> None:
+    def _applied_now(self, lines: list[str], state: SystemState, revision: int) -> None:
         self._note(lines)
+        if self._serving:
+            self.core.config_applied(revision, boottime())
+            self.protocol.transmit()
         self._applied = tuple(address.interface for address in state.links[0].addresses)
         self._log.info(
             "connected; this machine is {addresses} on {tun}",

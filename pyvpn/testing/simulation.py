@@ -24,6 +24,7 @@ from pyvpn.core.client import (
 )
 from pyvpn.core.control import ByeReason
 from pyvpn.core.events import (
+    Configured,
     LeaseLost,
     LeaseRequested,
     LoginRequested,
@@ -406,6 +407,8 @@ class Client(Node):
             self.core.server_resolved(self.servers, self.simulation.now)
         elif isinstance(event, StampUsed):
             self.last_stamp = event.nanoseconds
+        elif isinstance(event, Configured):
+            self.core.config_applied(event.revision, self.simulation.now)
 
 
 class Simulation:

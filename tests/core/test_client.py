@@ -244,6 +244,29 @@ class Config(SynchronousTestCase):
         )
         self.assertEqual(event.config.mtu, 1416)
 
+    def test_not_acknowledged_before_it_is_applied(self) -> None:
+        """CONFIG_ACK says that packets may come, so it waits for the owner, who says it once; of an
+        older revision or without a session it says nothing.
+        """
+        scene = Scene()
+        scene.client._event = lambda event: None  # type: ignore[method-assign]
+        revision = scene.peer.config_revision + 1
+        part = self.part(revision, control.Config(addresses=(IPv4Interface("10.10.0.2/24"),)))
+        scene.mark()
+        for _ in range(2):
+            scene.sealed_to_client(part)
+        self.assertEqual(scene.sent(), [])
+        self.assertEqual(len(scene.client.told(Configured)), 2)
+        for number, sent in ((revision - 1, 0), (revision, 1), (revision, 1)):
+            scene.client.core.config_applied(number, scene.now)
+            scene.client.drain()
+            self.assertEqual(len(scene.sent()), sent, number)
+        scene.client.stop()
+        scene.mark()
+        scene.client.core.config_applied(revision, scene.now)
+        scene.client.drain()
+        self.assertEqual(scene.sent(), [])
+
     def test_again(self) -> None:
         """A repetition is acknowledged again and not told again; a new revision is told."""
         scene = Scene()

@@ -5,12 +5,39 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.core.clientstate import State
-from pyvpn.core.events import LeaseRequested
-from pyvpn.testing.simulation import numbered_packet
-from tests.sim.rules import ANSWER, DATA, HUB4, REJECT_AFTER_TIME, connected, cut, heal
+from pyvpn.core.events import Configured, LeaseRequested, SessionConfirmed
+from pyvpn.testing.simulation import Datagram, Simulation, numbered_packet
+from tests.sim.rules import (
+    ANSWER,
+    CONFIG_INTERVAL,
+    CONFIG_TRIES,
+    DATA,
+    HUB4,
+    REJECT_AFTER_TIME,
+    REPLY_SIZE,
+    connected,
+    cut,
+    heal,
+)
 
 STAGED_PACKETS = 128
 STAGED_BYTES = 256 << 10
+
+
+class Losing:
+    """Loses the hub's next CONFIGs: its data of a new session that is no REPLY."""
+
+    def __init__(self, simulation: Simulation, count: int) -> None:
+        self.hub = simulation.hub.endpoint
+        self.left = count
+
+    def __call__(self, datagram: Datagram) -> bool:
+        if datagram.source != self.hub or datagram.kind != DATA:
+            return True
+        if len(datagram.payload) == REPLY_SIZE or not self.left:
+            return True
+        self.left -= 1
+        return False
 
 
 class OnTheClient(SynchronousTestCase):
@@ -89,6 +116,74 @@ class OnTheHub(SynchronousTestCase):
         client.asleep = False
         simulation.advance(1)
         self.assertEqual(client.received, packets)
+
+    def test_for_a_device_that_starts(self) -> None:
+        """They wait until a client that was started anew has its addresses: it drops what comes
+        before (regression). So does what is sent meanwhile, and the order stays.
+        """
+        for lost in (0, 2):  # of the CONFIGs
+            simulation, client = connected()
+            address = client.lease.ipv4
+            client.stop()
+            simulation.advance(1)
+            packets = [numbered_packet(number, HUB4, address) for number in range(20)]
+            simulation.hub.send(*packets[:10])
+            simulation.network.passes.append(Losing(simulation, lost))
+            client.restart()
+            client.start()
+            for packet in packets[10:]:
+                simulation.advance(0.01)
+                simulation.hub.send(packet)
+            simulation.advance(lost + 1)
+            self.assertEqual(client.received, packets)
+            self.assertEqual(client.core.counters["inner_source_not_allowed"], 0)
+
+    def test_for_a_device_that_is_slow(self) -> None:
+        """They wait until the client's owner has applied its addresses, as CONFIG_ACK says."""
+        simulation, client = connected()
+        address = client.lease.ipv4
+        client.stop()
+        simulation.advance(1)
+        packet = numbered_packet(1, HUB4, address)
+        simulation.hub.send(packet)
+        client.restart()
+        applied = client.core.config_applied
+        client.core.config_applied = lambda revision, now: None  # type: ignore[method-assign]
+        client.start()
+        simulation.advance(2.5)
+        self.assertEqual(client.received, [])
+        self.assertEqual(len(client.told(Configured)), 2)
+        applied(client.told(Configured)[-1].revision, simulation.now)
+        client.drain()
+        simulation.advance(0.1)
+        self.assertEqual(client.received, [packet])
+
+    def test_for_a_device_that_never_acknowledges(self) -> None:
+        """After 5 s without a CONFIG_ACK they leave all the same: nothing is kept for a mistake."""
+        simulation, client = connected()
+        address = client.lease.ipv4
+        client.stop()
+        simulation.advance(1)
+        client.restart()
+        client.core.config_applied = lambda revision, now: None  # type: ignore[method-assign]
+        client.start()
+        simulation.advance(1)
+        packet = numbered_packet(1, HUB4, address)
+        simulation.hub.send(packet)
+        simulation.advance(CONFIG_INTERVAL * CONFIG_TRIES - 1.1)
+        self.assertEqual(client.received, [])
+        simulation.advance(0.2)
+        self.assertEqual(client.received, [packet])
+
+    def test_not_for_a_rekey(self) -> None:
+        """A rekey makes nothing wait: the client has its addresses."""
+        simulation, client = connected()
+        simulation.advance_until(lambda: len(simulation.hub.told(SessionConfirmed)) == 2, 200)
+        packet = numbered_packet(1, HUB4, client.lease.ipv4)
+        simulation.hub.send(packet)
+        self.assertEqual(simulation.hub.core._staged_bytes, 0)
+        simulation.advance(0.1)
+        self.assertEqual(client.received, [packet])
 
     def test_nothing_before_the_first_packet(self) -> None:
         """Between its 0x51 and the client's first packet the hub sends nothing at all, though

@@ -14,6 +14,7 @@ from pyvpn.core.clientstate import (
     State,
 )
 from pyvpn.core.events import (
+    Configured,
     LeaseRequested,
     LoginRequested,
     ResolveServer,
@@ -120,6 +121,8 @@ class World:
                 client.server_resolved(
                     [machine.udp.endpoint(server, 5050)], self.reactor.boottime()
                 )
+            elif isinstance(event, Configured):
+                client.config_applied(event.revision, self.reactor.boottime())
 
         machine.run(
             VPNClientProtocol(client, told, self.reactor.boottime, self.reactor.timer), 12000
