@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from pyvpn.core import control
 from pyvpn.core.burst import Endpoint
 from pyvpn.core.leases import Lease
+from pyvpn.core.paths import PathValidation
 from pyvpn.core.timers import NEVER, KeepaliveTimer
 from pyvpn.core.transport import REJECT_AFTER_TIME, Session
 
@@ -32,6 +31,7 @@ class Peer:
         "keepalive",
         "last_heard",
         "next",
+        "paths",
         "previous",
         "rx_bytes",
         "rx_packets",
@@ -44,11 +44,13 @@ class Peer:
 
     def __init__(self) -> None:
         self.endpoint: Endpoint | None = None
+        self.paths = PathValidation()
         self.previous: Session | None = None
         self.current: Session | None = None
         self.next: Session | None = None
         self.keepalive = KeepaliveTimer()
-        self.staged: deque[bytes] = deque()
+        # A list, at most 128 long and mostly empty: an empty deque takes 760 bytes a peer.
+        self.staged: list[bytes] = []
         self.staged_bytes = 0
         self.staged_since = 0.0
         self.last_heard: float | None = None
@@ -67,7 +69,7 @@ class Peer:
         self.staged_bytes += len(packet)
         dropped = []
         while len(self.staged) > STAGED_PACKETS or self.staged_bytes > STAGED_BYTES:
-            dropped.append(self.staged.popleft())
+            dropped.append(self.staged.pop(0))
             self.staged_bytes -= len(dropped[-1])
         return dropped
 
@@ -78,8 +80,7 @@ class Peer:
 
     def unstage(self) -> list[bytes]:
         """Return all staged packets, oldest first, and forget them."""
-        packets = list(self.staged)
-        self.staged.clear()
+        packets, self.staged = self.staged, []
         self.staged_bytes = 0
         return packets
 
