@@ -22,6 +22,7 @@ from pyvpn.core.events import (
 from pyvpn.core.login import LoginAttempt, LoginFlags, NetworkKeys
 from pyvpn.core.noise import KeyPair
 from pyvpn.core.peer import Peer
+from pyvpn.core.stamps import LoginStamps
 from pyvpn.core.timers import (
     BACKOFF_MAXIMUM,
     HELLO_INTERVAL,
@@ -95,7 +96,7 @@ class VPNClient(VPNCore[Peer]):
         self._device = device
         self._flags = flags
         self._hello = control.Hello(wanted4, wanted6, device_name)
-        self._last_stamp = last_stamp
+        self._stamps = LoginStamps(last_stamp)
         self._poll_interval = poll_interval
         self._servers: list[Endpoint] = []
         self._next_server = 0
@@ -219,21 +220,18 @@ class VPNClient(VPNCore[Peer]):
         """Send a fresh 0x50: new ephemeral key, new index, later stamp."""
         if self._static is None:
             raise LocalProtocolError("start() gives the key that a login needs")
-        # Rounding down takes less than WHITENING: the result is above the last one all the same.
-        stamp = max(self._wall_clock(), self._last_stamp + tai64n.WHITENING)
-        self._last_stamp = tai64n.whiten(stamp)
         self._pending = LoginAttempt(
             self._keys,
             self._static,
             index=self._new_index(),
-            stamp=tai64n.pack(self._last_stamp),
+            stamp=tai64n.pack(self._stamps.next(self._wall_clock())),
             device=self._device,
             user=self._user,
             flags=self._flags,
             random_bytes=self._random_bytes,
         )
         self._pending_endpoint = endpoint
-        self._events.append(StampUsed(self._last_stamp))
+        self._events.append(StampUsed(self._stamps.last))
         self._outbox.append(Burst(endpoint, [self._pending.message, b""], login.INITIATION_SIZE))
 
     def _handshake_received(self, message: bytes, endpoint: Endpoint, now: float) -> None:
@@ -262,6 +260,7 @@ class VPNClient(VPNCore[Peer]):
         rekey = self._attempt is not None and self._attempt.rekey and self.state is State.UP
         hub = self.hub
         self._attempt = self._pending = None
+        self._stamps.answered()
         self._forget(hub, hub.previous)
         hub.previous, hub.current = hub.current, session
         hub.endpoint = endpoint

@@ -73,7 +73,7 @@ class ResolveServer:
 
 @frozen
 class StampUsed:
-    """A login was sent with this stamp (Unix nanoseconds): it is to be persisted."""
+    """A login was sent; this is the highest stamp used so far (Unix ns), to be persisted."""
 
     nanoseconds: int
 

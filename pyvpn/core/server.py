@@ -34,6 +34,8 @@ from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 
 #: A stamp may be this far ahead of the hub's clock; a later one would brick the key for that long.
 FUTURE_STAMP = 86_400_000_000_000  # ns
+#: 2024-01-01, TAI64N: a clock that shows an earlier time was never set. This program is younger.
+CLOCK_NEVER_SET = tai64n.pack(1_704_067_200_000_000_000)
 #: 20 polls a second, a session (docs/protocol.rst, "Control frames").
 POLL_SPACING = 0.05
 #: Packets wait for a new connection's CONFIG_ACK, since its client drops what comes before it has
@@ -197,11 +199,13 @@ class VPNServer(VPNCore[ServerPeer]):
         return self._peers.get((user, device))
 
     def clock_behind(self) -> bool:
-        """Tell whether the hub's clock is over a day behind the newest stamp it has accepted.
+        """Tell whether the hub's clock is over a day behind the newest stamp it has accepted, or
+        behind the making of this program.
 
         The bound on future stamps is off then: the clock is what is wrong (no battery, say).
         """
-        return self._newest_stamp > tai64n.pack(self._wall_clock() + FUTURE_STAMP)
+        latest = tai64n.pack(self._wall_clock() + FUTURE_STAMP)
+        return max(self._newest_stamp, CLOCK_NEVER_SET) > latest
 
     # -- logins -------------------------------------------------------------------------------
 

@@ -175,16 +175,16 @@ class Stamps(SynchronousTestCase):
         """
         scene = Scene(connect=False)
         core = scene.client.core
-        core._last_stamp = last = FIRST_WALL_TIME + last
+        core._stamps.last = last = FIRST_WALL_TIME + last
         core._static = scene.client.static
         for step in [0, *steps]:
             clock += step
             scene.client.wall_clock = lambda: FIRST_WALL_TIME + clock  # type: ignore[method-assign]  # noqa: B023
             core._wall_clock = scene.client.wall_clock
             core._send_initiation(scene.hub.endpoint, 0.0)
-            self.assertGreater(core._last_stamp, last)
-            self.assertEqual(core._last_stamp % 10**9 % WHITENING, 0)
-            last = core._last_stamp
+            self.assertGreater(core._stamps.last, last)
+            self.assertEqual(core._stamps.last % 10**9 % WHITENING, 0)
+            last = core._stamps.last
 
 
 class Servers(SynchronousTestCase):
