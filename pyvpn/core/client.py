@@ -21,6 +21,7 @@ from pyvpn.core.events import (
 )
 from pyvpn.core.login import LoginAttempt, LoginFlags, NetworkKeys
 from pyvpn.core.noise import KeyPair
+from pyvpn.core.paths import PROBE_FRAME
 from pyvpn.core.peer import Peer
 from pyvpn.core.stamps import LoginStamps
 from pyvpn.core.timers import (
@@ -42,8 +43,11 @@ from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 
 #: Seconds between polls when the hub pushes.
 PUSH_POLL_INTERVAL = 25.0
-#: Seconds between polls that changes of the machine's network cause: they come in flocks.
-LINK_POLL_SPACING = 1.0
+#: Seconds between polls that changes of the machine's network cause: they come in flocks, and the
+#: last of a flock counts, when the new address has its route.
+LINK_POLL_SPACING = 0.2
+#: If nothing is heard this long after such a poll, the hub is looked for at its other addresses.
+PROBE_DELAY = 0.3
 #: After BYE 1 everybody would come back at once: each waits a random part of this.
 RESTART_SPREAD = 2.0
 
@@ -113,6 +117,7 @@ class VPNClient(VPNCore[Peer]):
         self._hello_due = NEVER
         self._poll_due = NEVER
         self._polled = -NEVER
+        self._probe_due = NEVER
         self._poll_seq = 0
         self._poll_epoch = 0
         self._liveness = LivenessTimer()
@@ -179,8 +184,12 @@ class VPNClient(VPNCore[Peer]):
         """The machine's network has changed: try at once, or ask whether the hub still hears us."""
         if self.hub.current is None:
             self._hurry(now)
-        elif now - self._polled >= LINK_POLL_SPACING:
+            return
+        self._probe_due = now + PROBE_DELAY
+        if now - self._polled >= LINK_POLL_SPACING:
             self._poll(now)
+        else:
+            self._poll_due = min(self._poll_due, self._polled + LINK_POLL_SPACING)
 
     # -- attempts -----------------------------------------------------------------------------
 
@@ -264,6 +273,7 @@ class VPNClient(VPNCore[Peer]):
         self._forget(hub, hub.previous)
         hub.previous, hub.current = hub.current, session
         hub.endpoint = endpoint
+        hub.paths.cancel()
         hub.last_heard = now
         self._sessions[session.local_index] = (hub, session)
         self._move(Input.ANSWERED)
@@ -359,7 +369,7 @@ class VPNClient(VPNCore[Peer]):
     def _forget_all(self) -> None:
         for session in self.hub.sessions():
             self._forget(self.hub, session)
-        self._hello_due = self._poll_due = NEVER
+        self._hello_due = self._poll_due = self._probe_due = NEVER
         self._liveness.any_authenticated_packet_received()
         self.hub.keepalive.any_authenticated_packet_sent()
 
@@ -380,6 +390,20 @@ class VPNClient(VPNCore[Peer]):
         self._polled = now
         self._liveness.answer_expected(now)
         self._send_control(self.hub, session, poll.pack(), now)
+
+    def _probe(self, now: float) -> None:
+        """Ask at the hub's other addresses: one that answers becomes the endpoint, without a login.
+
+        The network we came to may have no way to the present one (another address family, say).
+        """
+        hub, session = self.hub, self.hub.current
+        for server in self._servers:
+            if session is not None and server != hub.endpoint:
+                self._try(self._ask_at, session, server, now)
+
+    def _ask_at(self, session: Session, server: Endpoint, now: float) -> None:
+        if self.hub.paths.due(server, now):
+            self._ask(self.hub, session, server, PROBE_FRAME, now)
 
     def _say_hello(self, now: float) -> None:
         if self.hub.current is not None:
@@ -414,6 +438,7 @@ class VPNClient(VPNCore[Peer]):
             (self.hub.staged_expiry, "staged_expiry"),
             (self._hello_due, "hello"),
             (self._poll_due, "poll"),
+            (self._probe_due, "probe"),
             (self._liveness.due if session is not None else NEVER, "liveness"),
             (self.hub.keepalive.due if session is not None else NEVER, "keepalive"),
         )
@@ -443,6 +468,12 @@ class VPNClient(VPNCore[Peer]):
                 self._begin(now, rekey=False)
             else:
                 self._poll(now)
+                self._probe(now)
+        if self._probe_due <= now:
+            heard = self.hub.last_heard
+            if heard is None or heard <= self._probe_due - PROBE_DELAY:
+                self._probe(now)
+            self._probe_due = NEVER
         if self._hello_due <= now:
             self._say_hello(now)
         if self._poll_due <= now:

@@ -236,9 +236,11 @@ class VPNServer(VPNCore[ServerPeer]):
     ) -> None:
         peer.last_heard = now
         if session is peer.next:
+            current = peer.current
+            if current is not None and not current.expired(now) and endpoint == peer.endpoint:
+                # It is proven to be here, whatever way its 0x50 took.
+                peer.next_endpoint = endpoint
             self._confirm(peer, session, now)
-        elif endpoint != peer.endpoint:
-            self.counters["path_not_validated"] += 1
         if data:
             peer.keepalive.data_received(now)
             self._timers.arm(peer, peer.keepalive.due)
@@ -249,6 +251,7 @@ class VPNServer(VPNCore[ServerPeer]):
         self._forget(peer, peer.previous)
         peer.previous, peer.current, peer.next = peer.current, session, None
         peer.endpoint = peer.next_endpoint
+        peer.paths.cancel()
         peer.last_poll = -NEVER
         if new:
             peer.started = now

@@ -187,6 +187,7 @@ class VPNCore(ABC, Generic[P]):
         if session.expired(now):
             self.counters["session_expired"] += count
             return
+        highest = session.window.highest
         plaintexts = session.open_burst(view, start, stop, size)
         if len(plaintexts) != count:
             self.counters["transport_forged"] += session.forged
@@ -198,7 +199,34 @@ class VPNCore(ABC, Generic[P]):
         # several of them counts as data costs one keepalive, looking at each costs 0.1 µs a packet.
         data = len(plaintexts) > 1 or plaintexts[0][:1] > b"\x0f"
         self._authenticated(peer, session, endpoint, data, now)
+        newest = session is peer.current and session.window.highest > highest
+        if endpoint != peer.endpoint:
+            self._received_elsewhere(peer, session, plaintexts, newest, endpoint, now, frames)
+            return
+        if newest and peer.paths.open:
+            peer.paths.cancel()
         self._inner_received(peer, session, plaintexts, endpoint, now, frames)
+
+    def _received_elsewhere(
+        self,
+        peer: P,
+        session: Session,
+        plaintexts: list[bytes],
+        newest: bool,
+        endpoint: Endpoint,
+        now: float,
+        frames: list[list[Buffer]],
+    ) -> None:
+        """Take what came from where the peer is not known to be, and ask whether it is there.
+
+        What it says counts. But answers go to the peer's endpoint until the path is proven, and
+        nothing older than what was heard from there can start that (docs/protocol.rst, "Paths").
+        """
+        self.counters["path_not_validated"] += len(plaintexts)
+        peer.paths.arrived(endpoint, sum(map(len, plaintexts)) + OVERHEAD * len(plaintexts))
+        self._inner_received(peer, session, plaintexts, endpoint, now, frames)
+        if newest and session is peer.current and endpoint != peer.endpoint:
+            self._try(self._challenge, peer, session, endpoint, now)
 
     def _inner_received(
         self,
@@ -240,7 +268,13 @@ class VPNCore(ABC, Generic[P]):
     def _parse_control(
         self, peer: P, session: Session, plaintext: bytes, endpoint: Endpoint, now: float
     ) -> None:
-        self._control_received(peer, session, control.parse(plaintext), endpoint, now)
+        frame = control.parse(plaintext)
+        if isinstance(frame, control.PathChallenge):
+            self._challenge_received(peer, session, frame, endpoint, now)
+        elif isinstance(frame, control.PathResponse):
+            self._response_received(peer, frame, endpoint, now)
+        else:
+            self._control_received(peer, session, frame, endpoint, now)
 
     def _send_packets(self, peer: P, packets: list[bytes], now: float) -> list[Burst]:
         """Seal packets in order, equal sizes together; stage them when there is no session."""
@@ -276,14 +310,62 @@ class VPNCore(ABC, Generic[P]):
         self._sent(peer, True, now)
         return bursts
 
-    def _send_control(self, peer: P, session: Session, plaintext: bytes, now: float) -> None:
-        """Queue one control frame, or the empty keepalive, on a session."""
-        if peer.endpoint is None or session.expired(now):
+    def _send_control(
+        self,
+        peer: P,
+        session: Session,
+        plaintext: bytes,
+        now: float,
+        endpoint: Endpoint | None = None,
+    ) -> None:
+        """Queue one control frame, or the empty keepalive, on a session.
+
+        :param endpoint: where to, if not to the peer's endpoint: for path validation alone.
+        """
+        endpoint = endpoint or peer.endpoint
+        if endpoint is None or session.expired(now):
             self.counters["control_unsendable"] += 1
             return
         buffers = session.seal_burst([plaintext])
-        self._outbox.append(Burst(peer.endpoint, buffers, len(plaintext) + OVERHEAD))
+        self._outbox.append(Burst(endpoint, buffers, len(plaintext) + OVERHEAD))
         self._sent(peer, False, now)
+
+    # -- paths --------------------------------------------------------------------------------
+
+    def _challenge(self, peer: P, session: Session, endpoint: Endpoint, now: float) -> None:
+        """Ask whether the peer is where a datagram came from; may raise RemoteProtocolError."""
+        if peer.paths.due(endpoint, now):
+            peer.paths.spend(endpoint)
+            self._ask(peer, session, endpoint, 0, now)
+
+    def _ask(self, peer: P, session: Session, endpoint: Endpoint, size: int, now: float) -> None:
+        challenge = control.PathChallenge(self._random_bytes(16))
+        peer.paths.ask(endpoint, challenge.data, now)
+        self._send_control(peer, session, challenge.pack(size), now, endpoint)
+
+    def _challenge_received(
+        self,
+        peer: P,
+        session: Session,
+        challenge: control.PathChallenge,
+        endpoint: Endpoint,
+        now: float,
+    ) -> None:
+        """Answer to where the challenge came from, whether that is the peer's endpoint or not."""
+        if endpoint != peer.endpoint:
+            peer.paths.spend(endpoint)
+        peer.paths.respond(now)
+        response = control.PathResponse(challenge.data).pack()
+        self._send_control(peer, session, response, now, endpoint)
+
+    def _response_received(
+        self, peer: P, response: control.PathResponse, endpoint: Endpoint, now: float
+    ) -> None:
+        """Let the endpoint move: the peer has shown that it receives there."""
+        peer.paths.answered(endpoint, response.data, now)
+        if endpoint != peer.endpoint:
+            peer.endpoint = endpoint
+            self.counters["path_moved"] += 1
 
     # -- staged packets -----------------------------------------------------------------------
 

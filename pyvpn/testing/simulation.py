@@ -57,10 +57,15 @@ MOST_STEPS_AT_ONCE = 1000
 
 
 class Endpoint(NamedTuple):
-    """An address and a port, as the cores want them."""
+    """An address and a port, as the cores want them.
+
+    :ivar local: which of a machine's further addresses it was reached at, and answers from; None
+        for its first one.
+    """
 
     address: IPv4Address | IPv6Address
     port: int
+    local: Endpoint | None = None
 
     def wire_address(self) -> bytes:
         """The IPv6 or v4-mapped address and the port, little-endian: 18 bytes."""
@@ -148,6 +153,7 @@ class Network:
 class Node:
     """A machine with one core: what the Twisted layer and the service do around it.
 
+    :ivar others: its further addresses, all of which it listens at.
     :ivar received: the inner packets written to its TUN, in order.
     :ivar events: everything its core told, in order.
     :ivar asleep: suspended: hears nothing, and its timers are late.
@@ -159,6 +165,7 @@ class Node:
     def __init__(self, simulation: Simulation, endpoint: Endpoint) -> None:
         self.simulation = simulation
         self.endpoint = endpoint
+        self.others: list[Endpoint] = []
         self.received: list[bytes] = []
         self.events: list[object] = []
         self.asleep = False
@@ -222,9 +229,27 @@ class Node:
             for payload in datagrams_of(burst):
                 destination = burst.endpoint
                 assert isinstance(destination, Endpoint)
+                # An address that is gone gives way to the one there is.
+                source = destination.local if destination.local in self.others else None
                 self.simulation.network.send(
-                    Datagram(self.simulation.now, self.endpoint, destination, payload)
+                    Datagram(
+                        self.simulation.now,
+                        source or self.endpoint,
+                        destination._replace(local=None),
+                        payload,
+                    )
                 )
+
+    def add_address(self, endpoint: Endpoint) -> None:
+        """Be reached at one more address."""
+        self.others.append(endpoint)
+        self.simulation.nodes[endpoint] = self
+
+    def move(self, endpoint: Endpoint) -> None:
+        """Have another address from now on, as behind a NAT that forgot its mapping: unnoticed."""
+        del self.simulation.nodes[self.endpoint]
+        self.endpoint = endpoint
+        self.simulation.nodes[endpoint] = self
 
 
 def datagrams_of(burst: Burst) -> list[bytes]:
@@ -391,9 +416,7 @@ class Client(Node):
 
     def roam(self, endpoint: Endpoint) -> None:
         """Have another address from now on, and notice it."""
-        del self.simulation.nodes[self.endpoint]
-        self.endpoint = endpoint
-        self.simulation.nodes[endpoint] = self
+        self.move(endpoint)
         self.core.link_changed(self.simulation.now)
         self.drain()
 
@@ -465,7 +488,7 @@ class Simulation:
 
     def next_due(self) -> float | None:
         """When something happens next: a datagram arrives or a timer is due."""
-        times = [self.network.next_arrival(), *(node.due() for node in self.nodes.values())]
+        times = [self.network.next_arrival(), *(node.due() for node in set(self.nodes.values()))]
         return min((time for time in times if time is not None), default=None)
 
     def advance(self, seconds: float) -> None:
@@ -509,14 +532,16 @@ class Simulation:
             run.append(datagram)
         if run:
             self._deliver(run)
-        for node in list(self.nodes.values()):
+        for node in dict.fromkeys(self.nodes.values()):
             node.fire()
 
     def _deliver(self, run: list[Datagram]) -> None:
         node = self.nodes.get(run[0].destination)
         if node is not None and not node.asleep:
             buffer = b"".join(datagram.payload for datagram in run)
-            node.hear(buffer, len(run[0].payload), run[0].source)
+            here = run[0].destination
+            source = run[0].source._replace(local=here if here in node.others else None)
+            node.hear(buffer, len(run[0].payload), source)
 
 
 def _joins(run: list[Datagram], datagram: Datagram) -> bool:

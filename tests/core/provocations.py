@@ -10,8 +10,11 @@ from __future__ import annotations
 import struct
 from hashlib import blake2s
 from ipaddress import IPv4Address
+from typing import Any
 
-from pyvpn.core import control, login, vpncore
+from pyvpn.core import control, login, ratelimit, server, vpncore
+from pyvpn.core.admission import UNDECIDED_BOUND
+from pyvpn.core.cookies import open_cookie_reply
 from pyvpn.core.login import LoginFlags, LoginRequest, NetworkKeys
 from pyvpn.core.noise import HandshakeState
 from pyvpn.errors import RemoteProtocolError
@@ -21,6 +24,8 @@ from tests.core.scene import USER, Provocation, Scene
 HUB4 = NETWORK4[1]
 STRANGER4 = IPv4Address("192.0.2.99")
 STAMP = bytes(12)
+#: A device id that the hub has never heard.
+OTHER = bytes(16)
 
 
 def with_mac1(message: bytes, key: bytes) -> bytes:
@@ -130,6 +135,40 @@ def from_elsewhere(scene: Scene) -> None:
     scene.to_hub(datagram, scene.simulation.new_endpoint())
 
 
+def packet_from_elsewhere(scene: Scene, number: int = 0) -> Endpoint:
+    """Bring a packet of the client, long enough to be challenged for, from a place not known."""
+    place = Endpoint(STRANGER4, 1024 + number)
+    packet = packet_from(scene.client.lease.ipv4, HUB4).ljust(32, b"\0")
+    scene.to_hub(Scene.sealed(scene.client.core.hub, packet), place)
+    return place
+
+
+def path_challenges_limited(scene: Scene) -> None:
+    for number in range(3):
+        packet_from_elsewhere(scene, number)
+    scene.mark()
+    packet_from_elsewhere(scene, 3)
+
+
+def path_responses_limited(scene: Scene) -> None:
+    for number in range(5):
+        scene.sealed_to_hub(control.PathChallenge(bytes([number] * 16)).pack())
+    scene.mark()
+    scene.sealed_to_hub(control.PathChallenge(bytes(16)).pack())
+
+
+def path_moved(scene: Scene) -> None:
+    place = packet_from_elsewhere(scene)
+    (challenge,) = scene.peer.paths.open
+    scene.mark()
+    response = control.PathResponse(challenge.data).pack()
+    scene.to_hub(Scene.sealed(scene.client.core.hub, response), place)
+
+
+def client_hears_from_elsewhere(scene: Scene) -> None:
+    scene.to_client(Scene.sealed(scene.peer, b""), Endpoint(STRANGER4, 5050))
+
+
 def wrong_network(scene: Scene) -> None:
     """A 0x50 whose mac1 is right and whose psk0 is not: made with two secrets."""
     keys = scene.simulation.keys
@@ -140,6 +179,55 @@ def wrong_network(scene: Scene) -> None:
     finally:
         scene.simulation.keys = keys
     scene.to_hub(with_mac1(message[:-32], keys.mac1_to_server))
+
+
+def guess(scene: Scene, count: int, **changes: Any) -> None:
+    """As many wrong passwords at once, each from an address of its own."""
+    message = scene.attempt(password="wrong", **changes).message
+    for number in range(count):
+        scene.to_hub(message, Endpoint(IPv4Address("192.0.2.0") + number, 7))
+
+
+def guess_for_hours(scene: Scene, count: int) -> None:
+    """As many wrong passwords, each as soon as one is looked at."""
+    scene.client.stop()
+    for _ in range(count):
+        scene.to_hub(scene.attempt(password="wrong", device=OTHER).message)
+        scene.simulation.advance(60.1)
+    scene.mark()
+
+
+def cookie_of(scene: Scene) -> bytes:
+    """The cookie that a hub under load gives to the client's address."""
+    attempt = scene.attempt(password="wrong")
+    scene.hub.core._admission.overloaded(scene.now)
+    scene.to_hub(attempt.message)
+    key = scene.simulation.keys.cookie
+    return open_cookie_reply(scene.sent()[-1].payload, key, 77, attempt.message)
+
+
+def guess_with_cookie(scene: Scene, count: int, *, loaded: bool) -> None:
+    """As many wrong passwords from the client's address, which it has shown to be its own."""
+    cookie = cookie_of(scene)
+    if not loaded:
+        scene.simulation.advance(2)
+    scene.mark()
+    for _ in range(count):
+        scene.to_hub(scene.attempt(password="wrong", cookie=cookie).message)
+
+
+def hub_late(scene: Scene) -> None:
+    """The hub's process does something else for a second while a login comes."""
+    scene.to_hub(scene.attempt(password="wrong").message)
+    scene.hub.asleep = True
+    scene.simulation.advance(1)
+    scene.hub.asleep = False
+    scene.simulation.advance(0)
+
+
+def cookie_demanded(scene: Scene) -> None:
+    scene.hub.core._admission.overloaded(scene.now)
+    scene.to_hub(scene.attempt().message)
 
 
 SERVER: dict[str, Provocation] = {
@@ -160,11 +248,26 @@ SERVER: dict[str, Provocation] = {
     "login_stamp_future": lambda s: s.to_hub(s.attempt(after=86_401).message),
     "login_wrong": lambda s: s.to_hub(s.attempt(password="wrong").message),
     "login_refused": login_refused,
+    "login_stamp_old": lambda s: s.to_hub(s.attempt(after=-86_401, device=OTHER).message),
+    "login_user_limited": lambda s: guess(s, 11, device=OTHER),
+    "login_device_limited": lambda s: guess(s, 21),
+    "user_frozen": lambda s: guess_for_hours(s, 100),
+    "login_frozen": lambda s: guess_for_hours(s, 101),
+    "source_too_many": lambda s: guess_with_cookie(s, 6, loaded=True),
+    "source_failing": lambda s: guess_with_cookie(s, 6, loaded=False),
+    "cookies_for_all": lambda s: guess(s, 21, device=OTHER),
+    "under_load": hub_late,
+    "cookie_demanded": cookie_demanded,
     "session_unknown": lambda s: s.to_hub(b"\4\0\0\0" + bytes(60)),
     "session_expired": hub_session_expired,
     "transport_forged": lambda s: s.to_hub(Scene.sealed(s.client.core.hub, b"")[:-1] + b"\0\0"),
     "transport_replayed": hub_replayed,
     "path_not_validated": from_elsewhere,
+    "path_amplification": from_elsewhere,
+    "path_challenges_limited": path_challenges_limited,
+    "path_responses_limited": path_responses_limited,
+    "path_response_unexpected": lambda s: s.sealed_to_hub(control.PathResponse(bytes(16)).pack()),
+    "path_moved": path_moved,
     "inner_unknown": lambda s: s.sealed_to_hub(b"\x11" + bytes(31)),
     "inner_malformed": lambda s: s.sealed_to_hub(b"\x45" + bytes(31)),
     "inner_source_not_allowed": lambda s: s.sealed_to_hub(packet_from(STRANGER4, HUB4)),
@@ -272,11 +375,19 @@ def server_unresolved(scene: Scene) -> None:
     scene.client.start()
 
 
+def cookie_invalid(scene: Scene) -> None:
+    pending(scene)
+    captured = scene.simulation.network.captured
+    message = next(d.payload for d in reversed(captured) if d.kind == login.INITIATION)
+    scene.to_client(b"\x52\1\0\0" + message[4:8] + bytes(56))
+
+
 CLIENT: dict[str, Provocation] = {
-    "datagram_unknown": lambda s: s.to_client(b"\x52" + bytes(63)),
+    "datagram_unknown": lambda s: s.to_client(b"\x53" + bytes(63)),
     "datagram_length": lambda s: s.to_client(b"\x51" + bytes(116)),
     "datagram_reserved_bits": lambda s: s.to_client(b"\4\0\1\0" + bytes(60)),
     "response_unexpected": lambda s: s.to_client(b"\x51" + bytes(115)),
+    "cookie_invalid": cookie_invalid,
     "mac1_invalid": to_pending(None, mac=False),
     "handshake_version": to_pending(1),
     "handshake_index_echo": to_pending(4),
@@ -287,6 +398,11 @@ CLIENT: dict[str, Provocation] = {
     "session_expired": client_session_expired,
     "transport_forged": lambda s: s.to_client(Scene.sealed(s.peer, b"")[:-1] + b"\0\0"),
     "transport_replayed": client_replayed,
+    "path_not_validated": client_hears_from_elsewhere,
+    "path_amplification": client_hears_from_elsewhere,
+    "path_response_unexpected": lambda s: s.sealed_to_client(
+        control.PathResponse(bytes(16)).pack()
+    ),
     "inner_unknown": lambda s: s.sealed_to_client(b"\x11" + bytes(31)),
     "inner_malformed": lambda s: s.sealed_to_client(b"\x45" + bytes(31)),
     "inner_source_not_allowed": lambda s: s.sealed_to_client(
@@ -339,7 +455,29 @@ def staged_total_full(scene: Scene) -> None:
         vpncore.STAGED_BYTES_TOTAL = limit
 
 
+def login_queue_full(scene: Scene) -> None:
+    """The real limit takes 128 logins of more than 12 users."""
+    scene.hub.decides = False
+    server.UNDECIDED_BOUND = 2
+    try:
+        for after in (1, 2, 3):
+            scene.to_hub(scene.attempt(after=after).message)
+    finally:
+        server.UNDECIDED_BOUND = UNDECIDED_BOUND
+
+
+def limiter_evicted(scene: Scene) -> None:
+    """The real limit takes 65,537 sources."""
+    bound, ratelimit.TABLE_BOUND = ratelimit.TABLE_BOUND, 1
+    try:
+        guess(scene, 2)
+    finally:
+        ratelimit.TABLE_BOUND = bound
+
+
 SPECIAL: dict[str, Provocation] = {
     "handshake_short": handshake_short,
     "staged_total_full": staged_total_full,
+    "login_queue_full": login_queue_full,
+    "limiter_evicted": limiter_evicted,
 }

@@ -62,9 +62,9 @@ class Scene:
         """Bring a datagram to the hub at once."""
         self.hub.hear(payload, len(payload), source or self.client.endpoint)
 
-    def to_client(self, payload: bytes) -> None:
+    def to_client(self, payload: bytes, source: Endpoint | None = None) -> None:
         """Bring a datagram to the client at once."""
-        self.client.hear(payload, len(payload), self.hub.endpoint)
+        self.client.hear(payload, len(payload), source or self.hub.endpoint)
 
     @staticmethod
     def sealed(peer: Peer, plaintext: bytes, session: Session | None = None) -> bytes:

@@ -511,14 +511,19 @@ class Frames(SynchronousTestCase):
             self.assertEqual(scene.hub.core.counters["tun_not_ip"], count + 1)
 
     def test_other_sources(self) -> None:
-        """Authentic datagrams are taken from another source, but nothing is sent there."""
+        """Authentic datagrams are taken from another source, but nothing is sent there, except a
+        challenge as long as the datagram.
+        """
         scene = Scene()
         elsewhere = Endpoint(IPv4Address("203.0.113.200"), 9)
         poll = control.Poll(STAMP, 5, 0, 0).pack()
         scene.simulation.advance(1)
         scene.mark()
         scene.to_hub(scene.sealed(scene.client.core.hub, poll), elsewhere)
-        self.assertEqual([d.destination for d in scene.sent()], [scene.client.endpoint])
+        there = [len(d.payload) for d in scene.sent() if d.destination == elsewhere]
+        self.assertEqual(there, [64])
+        replies = [d for d in scene.sent() if d.destination == scene.client.endpoint]
+        self.assertEqual(len(replies), len(scene.sent()) - 1)
 
     def test_mixed_datagrams_in_one_read(self) -> None:
         """A read that holds a good datagram between rubbish yields that one."""

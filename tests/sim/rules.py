@@ -23,6 +23,11 @@ POLL_INTERVAL = 25
 HELLO_INTERVAL = CONFIG_INTERVAL = 1
 CONFIG_TRIES = 5
 RESTART_SPREAD = 2
+# PROTOCOL 6, "Paths": so many challenges in so many seconds, so many answers a second; bytes of a
+# datagram with either.
+CHALLENGES, CHALLENGE_TIME = 3, 5
+RESPONSES = 5
+CHALLENGE_SIZE = RESPONSE_SIZE = 32 + 32
 
 LOGIN, ANSWER, DATA = 0x50, 0x51, 4
 KEEPALIVE_SIZE, POLL_SIZE, REPLY_SIZE = 32, 32 + 32, 64 + 32

@@ -9,7 +9,7 @@ from pyvpn.core.events import (
     SessionConfirmed,
 )
 from pyvpn.testing.simulation import Client, Datagram, Simulation, numbered_packet
-from tests.sim.rules import HUB4, POLL_INTERVAL, connected, works_both_ways
+from tests.sim.rules import CHALLENGE_SIZE, HUB4, POLL_INTERVAL, connected, works_both_ways
 
 
 class Replays(SynchronousTestCase):
@@ -82,8 +82,10 @@ class Replays(SynchronousTestCase):
         to_attacker = [
             datagram for datagram in simulation.network.captured if datagram.destination == attacker
         ]
-        # The rekey's 0x51 goes where its 0x50 came from (PROTOCOL 3, step 10); nothing else may.
-        self.assertEqual([d.kind for d in to_attacker if d.kind != 0x51], [])
+        # The rekey's 0x51 goes where its 0x50 came from (PROTOCOL 3, step 10), and challenges go to
+        # where copies came from (PROTOCOL 6); nothing else may.
+        sizes = {len(datagram.payload) for datagram in to_attacker if datagram.kind != 0x51}
+        self.assertEqual(sizes, {CHALLENGE_SIZE})
         self.assertGreater(simulation.hub.core.counters["path_not_validated"], 50)
 
     def test_a_login_diverted(self) -> None:

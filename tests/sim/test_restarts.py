@@ -14,7 +14,6 @@ from pyvpn.core.events import (
 from pyvpn.testing.simulation import Client, Simulation, numbered_packet
 from tests.sim.rules import (
     ANSWER,
-    DATA,
     HUB4,
     LIVENESS,
     POLL_INTERVAL,
@@ -145,22 +144,6 @@ class OfClient(SynchronousTestCase):
         self.assertGreater(simulation.hub.core.counters["login_stamp_replayed"], 3)
         client.wall_step = 0
         simulation.advance(6)
-        self.assertTrue(works_both_ways(simulation, client))
-
-    def test_another_address(self) -> None:
-        """A client whose address changed asks at once whether the hub hears it; unheard, it logs in
-        8 s later.
-        """
-        simulation, client = connected()
-        simulation.advance(2)
-        client.roam(simulation.new_endpoint())
-        for _ in range(5):  # changes of a network come in flocks
-            client.core.link_changed(simulation.now)
-            client.drain()
-        start = simulation.now
-        simulation.advance(LIVENESS[2] + 1)
-        sent = times(simulation.network.captured, start, DATA, client.endpoint)
-        self.assertEqual([round(at, 3) for at in sent[:3]], [0, *LIVENESS[:2]])
         self.assertTrue(works_both_ways(simulation, client))
 
 
