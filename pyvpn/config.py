@@ -30,6 +30,7 @@ from pyvpn.values import (
     deliver,
     directory,
     endpoints,
+    file_name,
     host_port,
     interface_address,
     interval,
@@ -182,12 +183,20 @@ def _checked_endpoints(text: str) -> str:
     return text
 
 
+def _file(text: str, option: str) -> Path:
+    """The path that an option names."""
+    try:
+        return Path(os.path.expanduser(file_name(text)))
+    except ConfigError as error:
+        raise ConfigError(error.message, path=option) from None
+
+
 def read_password_file(text: str) -> str:
     """The password in a file (its first line), or from standard input for ``-``."""
     if text == "-":
         password = sys.stdin.readline()
     else:
-        path = Path(os.path.expanduser(text))
+        path = _file(text, "--pw-file")
         if path.is_file() and path.stat().st_size > MAX_PASSWORD_FILE:
             raise ConfigError("too long for a password file; write one line", path=text)
         password = read_text(path, "password file")
@@ -270,7 +279,8 @@ class ServerConfig:
         """
         values: dict[str, Any] = {}
         if path is not None:
-            values = _read_toml(Path(path), "configuration file", _SERVER_KEYS)
+            path = _file(str(path), "--config")
+            values = _read_toml(path, "configuration file", _SERVER_KEYS)
         config = cls(**{**values, **_options(overrides, _SERVER_KEYS)})
         if config.endpoint is not None:
             config = evolve(config, endpoint=",".join(endpoints(config.endpoint, config.port)))
@@ -295,7 +305,7 @@ def _token(text: str) -> NetworkToken:
 
 
 def _token_file(text: str) -> NetworkToken:
-    path = Path(os.path.expanduser(text))
+    path = Path(os.path.expanduser(file_name(text)))
     try:
         return _token(read_text(path, "token file"))
     except ConfigError as error:
@@ -314,7 +324,7 @@ _PROFILE_KEYS: Final[Mapping[str, _Key]] = {
     "servers": _Key((str, list), _servers),
     "user": _text(user_name),
     "token": _text(_token),
-    "password_file": _text(str),
+    "password_file": _text(file_name),
     **_CLIENT_SETTINGS,
 }
 _CLIENT_OPTIONS: Final[Mapping[str, _Key]] = {
@@ -478,8 +488,6 @@ class ClientConfig:
                 raise ConfigError("--server without a profile needs this option too", path=option)
         values["port_explicit"] = "port" in values
         config = cls(**values)
-        if config.deliver == "poll" and (config.poll_interval or 0) > 8:  # PROTOCOL 6
-            raise ConfigError("with delivery by poll at most 8 seconds", path="--poll-interval")
         config.files  # noqa: B018  (refuses a run directory that no socket fits in)
         return config
 

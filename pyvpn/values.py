@@ -173,3 +173,12 @@ def directory(text: str) -> Path:
     if not text or "\0" in text:
         raise ConfigError("give the name of a directory")
     return Path(os.path.expanduser(text)).absolute()
+
+
+def file_name(text: str) -> str:
+    """The name of a file: neither empty, which would mean the current directory, nor with a zero,
+    which no system call takes.
+    """
+    if not text or "\0" in text:
+        raise ConfigError("give the name of a file")
+    return text

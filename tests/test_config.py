@@ -410,8 +410,8 @@ class ClientConfigTests(SynchronousTestCase):
             ({"token_file": "/nonexistent"},
              "--token-file: /nonexistent: there is no such token file"),
             ({"port": "x"}, "--port: 'x' is not a port; give a number from 0 to 65535"),
-            ({"deliver": "poll", "poll_interval": 9},
-             "--poll-interval: with delivery by poll at most 8 seconds"),
+            ({"deliver": "poll", "poll_interval": "61"},
+             "--poll-interval: '61' is not a poll interval; give seconds from 0.05 to 60"),
             ({"tun_addr": "x"}, "--tun-addr: 'x' is not an IPv4 or IPv6 address"),
         ]  # fmt: skip
         for change, message in table:
