@@ -17,6 +17,8 @@ from pyvpn.config import write_private_file
 from pyvpn.errors import ConfigError, StoreError
 
 DEVICE_ID_SIZE = 16
+#: Unix nanoseconds in the year 2262: above it a stamp is damage and not a wrong clock.
+LATEST_STAMP = 1 << 63
 
 
 @define
@@ -49,13 +51,15 @@ class ClientIdentity:
             entry = json.loads(path.read_text(encoding="ascii"))
             device = bytes.fromhex(entry["device"])
             last_stamp = entry["last_stamp"]
-            if len(device) != DEVICE_ID_SIZE or type(last_stamp) is not int or last_stamp < 0:
+            if type(last_stamp) is not int or not 0 <= last_stamp < LATEST_STAMP:
+                raise ValueError
+            if len(device) != DEVICE_ID_SIZE:
                 raise ValueError
         except FileNotFoundError:
             return cls(path, random_bytes(DEVICE_ID_SIZE))
         except OSError as error:
             raise StoreError(f"{path}: cannot read this file: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise StoreError(
                 f"{path}: this file is damaged; remove it, and the hub will see a new device"
             ) from None
