@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
-from attrs import define
+from attrs import define, frozen
 
 from pyvpn.core import control, login, tai64n
 from pyvpn.core.burst import Burst, Endpoint
 from pyvpn.core.clientstate import TRANSITIONS, Input, State
+from pyvpn.core.cookies import (
+    COOKIE_LIFETIME,
+    COOKIE_REPLY,
+    COOKIE_REPLY_SIZE,
+    open_cookie_reply,
+)
 from pyvpn.core.events import (
     Configured,
     Connected,
@@ -23,6 +29,14 @@ from pyvpn.core.login import LoginAttempt, LoginFlags, NetworkKeys
 from pyvpn.core.noise import KeyPair
 from pyvpn.core.paths import PROBE_FRAME
 from pyvpn.core.peer import Peer
+from pyvpn.core.polls import (
+    CREDIT_BYTES,
+    CREDIT_DATAGRAMS,
+    LONGEST_INTERVAL,
+    POLL_INTERVAL,
+    POLL_SPACING,
+    PUSH_INTERVAL,
+)
 from pyvpn.core.stamps import LoginStamps
 from pyvpn.core.timers import (
     BACKOFF_MAXIMUM,
@@ -41,8 +55,6 @@ from pyvpn.core.transport import Session
 from pyvpn.core.vpncore import VPNCore
 from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 
-#: Seconds between polls when the hub pushes.
-PUSH_POLL_INTERVAL = 25.0
 #: Seconds between polls that changes of the machine's network cause: they come in flocks, and the
 #: last of a flock counts, when the new address has its route.
 LINK_POLL_SPACING = 0.2
@@ -68,11 +80,21 @@ class _Attempt:
     resolving: bool = False
 
 
+@frozen
+class _Cookie:
+    """What a hub under load wants to see; it is about our address as ``endpoint`` sees it."""
+
+    value: bytes
+    endpoint: Endpoint
+    expires: float
+
+
 class VPNClient(VPNCore[Peer]):
     """A client of one hub.
 
     :param last_stamp: Unix nanoseconds of the last stamp ever used with this device id, 0 for none.
     :param wanted4: the address to ask for, None for any.
+    :param poll_interval: seconds between polls, None for what suits the way of delivery.
     """
 
     def __init__(
@@ -87,7 +109,7 @@ class VPNClient(VPNCore[Peer]):
         wanted6: IPv6Address | None = None,
         flags: LoginFlags,
         inner_mtu: int,
-        poll_interval: float = PUSH_POLL_INTERVAL,
+        poll_interval: float | None = None,
         wall_clock: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:
@@ -101,12 +123,16 @@ class VPNClient(VPNCore[Peer]):
         self._flags = flags
         self._hello = control.Hello(wanted4, wanted6, device_name)
         self._stamps = LoginStamps(last_stamp)
-        self._poll_interval = poll_interval
+        self._wanted_interval = poll_interval
+        self._on_poll = False
+        self._applied = False
         self._servers: list[Endpoint] = []
         self._next_server = 0
         self._attempt: _Attempt | None = None
         self._pending: LoginAttempt | None = None
         self._pending_endpoint: Endpoint | None = None
+        self._cookie: _Cookie | None = None
+        self._cookie_tried = -NEVER
         self._silent_since: float | None = None
         self._retry_due = NEVER
         self._rekeyed_on_receive = False
@@ -174,6 +200,9 @@ class VPNClient(VPNCore[Peer]):
         if session is not None and revision == self._revision and self._acknowledged is None:
             self._acknowledged = control.ConfigAck(revision, 0)
             self._send_control(self.hub, session, self._acknowledged.pack(), now)
+            self._applied = True
+            if self._on_poll:
+                self._poll(now)
 
     @property
     def running(self) -> bool:
@@ -238,12 +267,21 @@ class VPNClient(VPNCore[Peer]):
             user=self._user,
             flags=self._flags,
             random_bytes=self._random_bytes,
+            cookie=self._cookie_for(endpoint, now),
         )
         self._pending_endpoint = endpoint
         self._events.append(StampUsed(self._stamps.last))
         self._outbox.append(Burst(endpoint, [self._pending.message, b""], login.INITIATION_SIZE))
 
+    def _cookie_for(self, endpoint: Endpoint, now: float) -> bytes:
+        cookie = self._cookie
+        good = cookie is not None and cookie.endpoint == endpoint and now < cookie.expires
+        return cookie.value if good and cookie is not None else b""
+
     def _handshake_received(self, message: bytes, endpoint: Endpoint, now: float) -> None:
+        if message[0] == COOKIE_REPLY:
+            self._cookie_received(message, now)
+            return
         if message[0] != login.RESPONSE:
             raise RemoteProtocolError("datagram_unknown")
         if len(message) != login.RESPONSE_SIZE:
@@ -261,6 +299,23 @@ class VPNClient(VPNCore[Peer]):
             created=now,
         )
         self._answered(session, self._pending_endpoint, keys.flags, now)
+
+    def _cookie_received(self, message: bytes, now: float) -> None:
+        """Keep the cookie of a hub under load and try again with it, at once the first time.
+
+        Once in 5 s, as for all that hurries; the other tries of the attempt use it, too.
+        """
+        if len(message) != COOKIE_REPLY_SIZE:
+            raise RemoteProtocolError("datagram_length")
+        pending, endpoint = self._pending, self._pending_endpoint
+        if pending is None or endpoint is None:
+            raise RemoteProtocolError("response_unexpected")
+        key = self._keys.cookie
+        cookie = open_cookie_reply(message, key, pending.index, pending.message)
+        self._cookie = _Cookie(cookie, endpoint, now + COOKIE_LIFETIME)
+        if now - self._cookie_tried >= REKEY_TIMEOUT:
+            self._cookie_tried = now
+            self._send_initiation(endpoint, now)
 
     def _answered(
         self, session: Session, endpoint: Endpoint, flags: LoginFlags, now: float
@@ -282,7 +337,9 @@ class VPNClient(VPNCore[Peer]):
         self._liveness.any_authenticated_packet_received()
         self._config = control.ConfigAssembler()
         self._revision = self._acknowledged = None
+        self._on_poll = LoginFlags.DELIVER_ON_POLL in flags
         self._poll_seq = 0
+        self._polled = -NEVER
         self._poll_epoch = self._wall_clock() - int(now * 1e9)
         self._poll(now)
         if not rekey:
@@ -312,8 +369,8 @@ class VPNClient(VPNCore[Peer]):
         self, peer: Peer, session: Session, frame: control.Frame, endpoint: Endpoint, now: float
     ) -> None:
         if isinstance(frame, control.Reply):
-            return  # that it came is what it is for; the rest is for poll delivery
-        if isinstance(frame, control.ConfigPart):
+            self._reply_received(session, frame, now)
+        elif isinstance(frame, control.ConfigPart):
             self._config_received(session, frame, now)
         elif isinstance(frame, control.Bye):
             self._bye_received(session, frame, now)
@@ -370,6 +427,7 @@ class VPNClient(VPNCore[Peer]):
         for session in self.hub.sessions():
             self._forget(self.hub, session)
         self._hello_due = self._poll_due = self._probe_due = NEVER
+        self._applied = False
         self._liveness.any_authenticated_packet_received()
         self.hub.keepalive.any_authenticated_packet_sent()
 
@@ -379,17 +437,47 @@ class VPNClient(VPNCore[Peer]):
         session = self.hub.current
         if session is None:
             return
+        if now < self._polled + POLL_SPACING:
+            self._poll_due = self._polled + POLL_SPACING
+            return
+        # Before the TUN is set up, packets would come in vain.
+        takes = self._on_poll and self._applied
         self._poll_seq += 1
         poll = control.Poll(
             stamp=tai64n.pack(self._poll_epoch + int(now * 1e9)),
             seq=self._poll_seq,
-            credit_bytes=0,
-            credit_datagrams=0,
+            credit_bytes=CREDIT_BYTES if takes else 0,
+            credit_datagrams=CREDIT_DATAGRAMS if takes else 0,
         )
-        self._poll_due = now + self._poll_interval
+        self._poll_due = self._next_poll(session, now)
         self._polled = now
         self._liveness.answer_expected(now)
         self._send_control(self.hub, session, poll.pack(), now)
+
+    def _next_poll(self, session: Session, now: float) -> float:
+        """Return when the poll after one at ``now`` is due.
+
+        If the interval would leave a session too little time for its rekey, the poll that brings
+        it comes earlier: at 60 s the one at 120 s may be a moment short of that, and the next is at
+        180 s, when the session is over.
+        """
+        interval = self._wanted_interval or (POLL_INTERVAL if self._on_poll else PUSH_INTERVAL)
+        rekey = session.created + REKEY_AFTER_TIME
+        due = now + interval
+        if (
+            now < rekey
+            and due > session.created + REKEY_ON_RECEIVE_TIME
+            and interval <= LONGEST_INTERVAL
+        ):
+            due = min(due, rekey + POLL_SPACING)
+        return due
+
+    def _reply_received(self, session: Session, reply: control.Reply, now: float) -> None:
+        """A sign of life; and if the credit was not enough, the rest is fetched at once."""
+        if session is not self.hub.current or reply.seq != self._poll_seq:
+            return
+        if reply.queued and self._on_poll and self._applied:
+            self._poll(now)
 
     def _probe(self, now: float) -> None:
         """Ask at the hub's other addresses: one that answers becomes the endpoint, without a login.

@@ -8,9 +8,25 @@ receive at the address it sends from.
 from __future__ import annotations
 
 import hmac
+import struct
+from collections.abc import Callable
 from hashlib import blake2s
 
+from Crypto.Cipher import ChaCha20_Poly1305
+
+from pyvpn.errors import RemoteProtocolError
+
 MAC_SIZE = 16
+
+COOKIE_REPLY = 0x52
+COOKIE_REPLY_SIZE = 64
+COOKIE_SIZE = 16
+#: Seconds that a client uses a cookie, and that a secret of the hub lives at most (PROTOCOL 3).
+COOKIE_LIFETIME = 120.0
+
+_VERSION = 1
+_REPLY = struct.Struct("<BBHI24s16s16s")  # type, version, zero, receiver, nonce, cookie, tag
+_NO_MAC = bytes(MAC_SIZE)
 
 
 def mac(key: bytes, data: bytes) -> bytes:
@@ -27,3 +43,75 @@ def with_macs(message: bytes, mac1_key: bytes, cookie: bytes = b"") -> bytes:
 def mac1_valid(message: bytes, mac1_key: bytes) -> bool:
     """Tell in constant time whether the first of the two MACs at the message's end is right."""
     return hmac.compare_digest(mac(mac1_key, message[:-32]), message[-32:-16])
+
+
+class CookieChecker:
+    """The hub's cookies: made from the sender's address and a secret, so that none is kept.
+
+    The secret changes every half lifetime and the one before it is still good: a cookie works for
+    60 s at least, a secret for 120 s at most.
+
+    :param key: 32 bytes, the network's cookie key.
+    """
+
+    def __init__(self, key: bytes, random_bytes: Callable[[int], bytes]) -> None:
+        self._key = key
+        self._random_bytes = random_bytes
+        self._secret = self._old_secret = b""
+        self._made = -COOKIE_LIFETIME
+
+    def reply(self, message: bytes, receiver: int, address: bytes, now: float) -> bytes:
+        """Return the 64 bytes that tell the sender of a handshake message its cookie.
+
+        :param message: the message, 208 bytes; its mac1 is bound to the reply.
+        :param receiver: the index that the message gave.
+        :param address: 16 bytes of address and 2 of port, where the message came from.
+        """
+        self._renew(now)
+        nonce = self._random_bytes(24)
+        cipher = ChaCha20_Poly1305.new(key=self._key, nonce=nonce)
+        cipher.update(message[-32:-16])
+        sealed, tag = cipher.encrypt_and_digest(mac(self._secret, address))
+        return _REPLY.pack(COOKIE_REPLY, _VERSION, 0, receiver, nonce, sealed, tag)
+
+    def mac2_valid(self, message: bytes, address: bytes, now: float) -> bool:
+        """Tell in constant time whether mac2 is keyed by a cookie of ours for this address."""
+        given = message[-16:]
+        if given == _NO_MAC:
+            return False
+        self._renew(now)
+        return any(
+            hmac.compare_digest(mac(mac(secret, address), message[:-16]), given)
+            for secret in (self._secret, self._old_secret)
+            if secret
+        )
+
+    def _renew(self, now: float) -> None:
+        age = now - self._made
+        if age < COOKIE_LIFETIME / 2:
+            return
+        self._old_secret = self._secret if age < COOKIE_LIFETIME else b""
+        self._secret = self._random_bytes(32)
+        # Half a lifetime after its successor is due, the old one is too old, whenever this runs.
+        self._made = self._made + COOKIE_LIFETIME / 2 if self._old_secret else now
+
+
+def open_cookie_reply(reply: bytes, key: bytes, index: int, message: bytes) -> bytes:
+    """Return the 16-byte cookie in a 0x52 of 64 bytes that answers our handshake message.
+
+    :param key: 32 bytes, the network's cookie key.
+    :param index: the index that the message gave.
+    :raises RemoteProtocolError: ``handshake_version``, ``response_unexpected`` for another index,
+        ``cookie_invalid``.
+    """
+    _, version, zero, receiver, nonce, sealed, tag = _REPLY.unpack(reply)
+    if version != _VERSION or zero:
+        raise RemoteProtocolError("handshake_version")
+    if receiver != index:
+        raise RemoteProtocolError("response_unexpected")
+    cipher = ChaCha20_Poly1305.new(key=key, nonce=nonce)
+    cipher.update(message[-32:-16])
+    try:
+        return bytes(cipher.decrypt_and_verify(sealed, tag))
+    except ValueError:
+        raise RemoteProtocolError("cookie_invalid") from None

@@ -189,6 +189,17 @@ class LoginAttempt:
         return TransportKeys(send, receive, sender, LoginFlags(flags), mtu)
 
 
+def sender_index(message: bytes) -> int:
+    """Return the index that a 0x50 of 208 bytes gives.
+
+    :raises RemoteProtocolError: ``handshake_version``.
+    """
+    _, version, zero, sender = _PREFIX.unpack_from(message)
+    if version != VERSION or zero:
+        raise RemoteProtocolError("handshake_version")
+    return int(sender)
+
+
 class LoginRequest:
     """The hub's side of one handshake: an opened 0x50, still to be judged, and its answer.
 
@@ -215,9 +226,7 @@ class LoginRequest:
 
         :raises RemoteProtocolError: the counter's reason.
         """
-        _, version, zero, self.remote_index = _PREFIX.unpack_from(message)
-        if version != VERSION or zero:
-            raise RemoteProtocolError("handshake_version")
+        self.remote_index = sender_index(message)
         self._keys = keys
         self._state = HandshakeState(
             _NAME,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pyvpn.core import control
+from pyvpn.core.admission import Debit
 from pyvpn.core.burst import Endpoint
 from pyvpn.core.leases import Lease
+from pyvpn.core.mailbox import Mailbox
+from pyvpn.core.polls import Polls
 from pyvpn.core.paths import PathValidation
 from pyvpn.core.timers import NEVER, KeepaliveTimer
 from pyvpn.core.transport import REJECT_AFTER_TIME, Session
@@ -104,12 +107,15 @@ class ServerPeer(Peer):
         "config_tries",
         "device",
         "hold_due",
-        "last_poll",
         "lease",
+        "mailbox",
         "name",
+        "next_debit",
         "next_endpoint",
+        "next_on_poll",
         "next_stamp",
         "pending_hello",
+        "polls",
         "stamp_seen",
         "started",
         "user",
@@ -125,6 +131,8 @@ class ServerPeer(Peer):
         self.stamp_seen = b""
         self.next_stamp = b""
         self.next_endpoint: Endpoint | None = None
+        #: What the login that made *next* took; None once it was refunded.
+        self.next_debit: Debit | None = None
         self.config_frames: list[control.ConfigPart] = []
         self.config_revision = 0
         self.config_tries = 0
@@ -132,6 +140,10 @@ class ServerPeer(Peer):
         self.pending_hello = False
         #: Until then, at most, packets wait for the client's CONFIG_ACK; NEVER: none need to.
         self.hold_due = NEVER
-        self.last_poll = -NEVER
+        #: Whether *next* agreed on delivery on poll.
+        self.next_on_poll = False
+        #: What waits for a poll; None: the last session agreed on delivery at once.
+        self.mailbox: Mailbox | None = None
+        self.polls = Polls()
         #: ``now`` at which the present connection, rekeys included, began.
         self.started = 0.0

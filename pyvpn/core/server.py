@@ -14,6 +14,7 @@ from ipaddress import (
 from attrs import define
 
 from pyvpn.core import control, login, tai64n
+from pyvpn.core.admission import UNDECIDED_BOUND, Admission, Debit
 from pyvpn.core.burst import Burst, Endpoint
 from pyvpn.core.cookies import mac1_valid
 from pyvpn.core.events import (
@@ -25,8 +26,10 @@ from pyvpn.core.events import (
 )
 from pyvpn.core.leases import Lease
 from pyvpn.core.login import LoginFlags, LoginRequest, NetworkKeys
+from pyvpn.core.mailbox import Mailbox, Mailboxes
 from pyvpn.core.noise import KeyPair
 from pyvpn.core.peer import ServerPeer
+from pyvpn.core.polls import VALIDATION_TIME, HeldCredit
 from pyvpn.core.timers import CONFIG_INTERVAL, CONFIG_TRIES, NEVER, TimerQueue
 from pyvpn.core.transport import Session
 from pyvpn.core.vpncore import VPNCore
@@ -36,8 +39,10 @@ from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 FUTURE_STAMP = 86_400_000_000_000  # ns
 #: 2024-01-01, TAI64N: a clock that shows an earlier time was never set. This program is younger.
 CLOCK_NEVER_SET = tai64n.pack(1_704_067_200_000_000_000)
-#: 20 polls a second, a session (docs/protocol.rst, "Control frames").
-POLL_SPACING = 0.05
+#: A device whose last login is no longer ago is known: it has a bucket of its own.
+KNOWN_TIME = 30 * 86_400_000_000_000  # ns
+#: A device that the hub has no stamp of must come with one that is no older.
+PAST_STAMP = 86_400_000_000_000  # ns
 #: Packets wait for a new connection's CONFIG_ACK, since its client drops what comes before it has
 #: addresses; but no longer than CONFIG is repeated (docs/protocol.rst, "HELLO and CONFIG").
 HOLD_TIME = CONFIG_INTERVAL * CONFIG_TRIES
@@ -52,6 +57,7 @@ _NO_KEY = bytes(32)
 class _Undecided:
     request: LoginRequest
     endpoint: Endpoint
+    debit: Debit
 
 
 class VPNServer(VPNCore[ServerPeer]):
@@ -79,12 +85,16 @@ class VPNServer(VPNCore[ServerPeer]):
         self._login_key = login_key
         self._network4 = network4
         self._network6 = network6
-        self._offers = LoginFlags.AES_256_GCM if aes else LoginFlags(0)
+        self._offers = LoginFlags.DELIVER_ON_POLL
+        if aes:
+            self._offers |= LoginFlags.AES_256_GCM
         self._users: dict[str, bytes] = {}
         self._peers: dict[tuple[str, bytes], ServerPeer] = {}
         self._stamps: dict[tuple[str, bytes], bytes] = {}
         self._timers: TimerQueue[ServerPeer] = TimerQueue()
         self._undecided: dict[int, _Undecided] = {}
+        self._admission = Admission(keys.cookie, random_bytes, self.counters)
+        self._mail = Mailboxes(self.counters)
         self._hellos: dict[int, tuple[ServerPeer, Session]] = {}
         self._last_id = 0
         self._newest_stamp = b""
@@ -100,6 +110,7 @@ class VPNServer(VPNCore[ServerPeer]):
     def remove_user(self, name: str, reason: control.ByeReason, now: float) -> None:
         """Let a user log in no more; live sessions end with a BYE."""
         self._users.pop(name, None)
+        self._admission.forget_user(name)
         for peer in [peer for peer in self._peers.values() if peer.user == name]:
             self._say_bye(peer, reason, now)
             self._end(peer, reason.name.lower())
@@ -159,6 +170,8 @@ class VPNServer(VPNCore[ServerPeer]):
             created=now,
         )
         peer.next_endpoint, peer.next_stamp = endpoint, request.stamp
+        peer.next_on_poll = LoginFlags.DELIVER_ON_POLL in flags
+        peer.next_debit = undecided.debit
         self._sessions[index] = (peer, peer.next)
         self._outbox.append(Burst(endpoint, [message, b""], len(message)))
         self._arm(peer)
@@ -215,21 +228,60 @@ class VPNServer(VPNCore[ServerPeer]):
             raise RemoteProtocolError("datagram_unknown")
         if len(message) != login.INITIATION_SIZE:
             raise RemoteProtocolError("datagram_length")
-        if endpoint.wire_address()[16:] == b"\0\0":
+        address = endpoint.wire_address()
+        if address[16:] == b"\0\0":
             raise RemoteProtocolError("datagram_source_port")
         if not mac1_valid(message, self._keys.mac1_to_server):
             raise RemoteProtocolError("mac1_invalid")
-        request = LoginRequest(self._keys, self._login_key, message, self._random_bytes)
-        if request.stamp <= self._stamp_seen(request.user, request.device):
-            raise RemoteProtocolError("login_stamp_replayed")
-        latest = tai64n.pack(self._wall_clock() + FUTURE_STAMP)
-        if request.stamp > latest and not self.clock_behind():
-            raise RemoteProtocolError("login_stamp_future")
-        if not hmac.compare_digest(request.public_key, self._users.get(request.user, _NO_KEY)):
-            raise RemoteProtocolError("login_wrong")
+        cookie = self._admission.arrived(message, login.sender_index(message), address, now)
+        if cookie is not None:
+            self._outbox.append(Burst(endpoint, [cookie, b""], len(cookie)))
+            return
+        try:
+            request = LoginRequest(self._keys, self._login_key, message, self._random_bytes)
+        except RemoteProtocolError:
+            self._admission.failed(message, address, now)
+            raise
+        self._check_stamp(request)
+        debit = self._debit_of(request)
+        try:
+            self._admission.debit(debit, now)
+            self._check_key(request, debit, now)
+        except RemoteProtocolError:
+            self._admission.failed(message, address, now)
+            raise
+        if len(self._undecided) >= UNDECIDED_BOUND:
+            self._admission.overloaded(now)
+            raise RemoteProtocolError("login_queue_full")
         self._last_id += 1
-        self._undecided[self._last_id] = _Undecided(request, endpoint)
+        self._undecided[self._last_id] = _Undecided(request, endpoint, debit)
         self._events.append(LoginRequested(self._last_id, request.user, request.device))
+
+    def _check_stamp(self, request: LoginRequest) -> None:
+        """Step 6. Nobody is blamed for a failure here: it may be a replay of an honest login."""
+        seen = self._stamp_seen(request.user, request.device)
+        if request.stamp <= seen:
+            raise RemoteProtocolError("login_stamp_replayed")
+        wall = self._wall_clock()
+        if request.stamp > tai64n.pack(wall + FUTURE_STAMP) and not self.clock_behind():
+            raise RemoteProtocolError("login_stamp_future")
+        if not seen and request.stamp < tai64n.pack(wall - PAST_STAMP):
+            raise RemoteProtocolError("login_stamp_old")
+
+    def _debit_of(self, request: LoginRequest) -> Debit:
+        """Return whose bucket a login is for; all names that are no account share one."""
+        if request.user not in self._users:
+            return Debit(None, None)
+        peer = self._peers.get((request.user, request.device))
+        since = tai64n.pack(self._wall_clock() - KNOWN_TIME)
+        known = peer is not None and peer.stamp_seen >= since
+        return Debit(request.user, request.device if known else None)
+
+    def _check_key(self, request: LoginRequest, debit: Debit, now: float) -> None:
+        """Step 8."""
+        if not hmac.compare_digest(request.public_key, self._users.get(request.user, _NO_KEY)):
+            self._admission.guessed_wrong(debit, now)
+            raise RemoteProtocolError("login_wrong")
 
     def _authenticated(
         self, peer: ServerPeer, session: Session, endpoint: Endpoint, data: bool, now: float
@@ -251,8 +303,11 @@ class VPNServer(VPNCore[ServerPeer]):
         self._forget(peer, peer.previous)
         peer.previous, peer.current, peer.next = peer.current, session, None
         peer.endpoint = peer.next_endpoint
+        if peer.next_debit is not None:
+            self._admission.confirmed(peer.next_debit)
+            peer.next_debit = None
         peer.paths.cancel()
-        peer.last_poll = -NEVER
+        self._agree_on_delivery(peer, now)
         if new:
             peer.started = now
             peer.hold_due = now + HOLD_TIME
@@ -265,6 +320,10 @@ class VPNServer(VPNCore[ServerPeer]):
         self._arm(peer)
 
     def _send_packets(self, peer: ServerPeer, packets: list[bytes], now: float) -> list[Burst]:
+        if peer.mailbox is not None:
+            self._mail.put(peer.mailbox, packets, now)
+            self._timers.arm(peer, peer.mailbox.due)
+            return []
         if peer.hold_due != NEVER:
             self._stage(peer, packets, now)
             return []
@@ -310,15 +369,18 @@ class VPNServer(VPNCore[ServerPeer]):
         endpoint: Endpoint,
         now: float,
     ) -> None:
-        if now - peer.last_poll < POLL_SPACING:
-            raise RemoteProtocolError("poll_too_often")
-        peer.last_poll = now
+        if session is not peer.current:
+            raise RemoteProtocolError("poll_old_session")
+        peer.polls.received(poll, now)
+        if peer.mailbox is not None:
+            peer.mailbox.patience = peer.polls.patience(now)
+            self._credit_received(peer, poll, endpoint, now)
         observed = endpoint.wire_address()
         reply = control.Reply(
             echoed=poll.stamp,
             stamp=tai64n.pack(self._wall_clock()),
             seq=poll.seq,
-            queued=0,
+            queued=0 if peer.mailbox is None else peer.mailbox.octets,
             address=observed[:16],
             port=int.from_bytes(observed[16:], "little"),
         )
@@ -328,12 +390,57 @@ class VPNServer(VPNCore[ServerPeer]):
             # died before the write): the client is told anew, as if it had said hello.
             self._hello_received(peer, session, control.Hello(None, None, peer.name), now)
 
+    # -- delivery on poll ---------------------------------------------------------------------
+
+    def _agree_on_delivery(self, peer: ServerPeer, now: float) -> None:
+        """Begin a session's way of delivery; what waits in the other way's place comes along."""
+        peer.polls.session()
+        if not peer.next_on_poll:
+            if peer.mailbox is not None:
+                mailbox, peer.mailbox = peer.mailbox, None
+                self._stage(peer, self._mail.empty(mailbox), now)
+        elif peer.mailbox is None:
+            peer.mailbox = Mailbox()
+            self._mail.put(peer.mailbox, self._unstage(peer), now)
+
+    def _credit_received(
+        self, peer: ServerPeer, poll: control.Poll, endpoint: Endpoint, now: float
+    ) -> None:
+        """Spend a poll's credit, now or when the place that it came from is validated."""
+        if endpoint == peer.endpoint:
+            self._deliver(peer, poll.credit_bytes, poll.credit_datagrams, now)
+        elif poll.credit_datagrams:
+            peer.polls.held = HeldCredit(
+                endpoint, poll.credit_bytes, poll.credit_datagrams, now + VALIDATION_TIME
+            )
+            self._timers.arm(peer, peer.polls.held.due)
+
+    def _deliver_held(self, peer: ServerPeer, now: float) -> None:
+        """Spend the credit of a poll that waits, if its address is valid now or it has waited
+        long enough.
+        """
+        held = peer.polls.held
+        if held is not None and (held.endpoint == peer.endpoint or held.due <= now):
+            peer.polls.held = None
+            self._deliver(peer, held.octets, held.datagrams, now)
+
+    def _deliver(self, peer: ServerPeer, octets: int, datagrams: int, now: float) -> None:
+        session, mailbox = peer.current, peer.mailbox
+        if session is None or mailbox is None:
+            return
+        packets = self._mail.collect(mailbox, octets, datagrams, session.inner_mtu, now)
+        if packets:
+            self._outbox += super()._send_packets(peer, packets, now)
+
+    # -- addresses ----------------------------------------------------------------------------
+
     def _hello_received(
         self, peer: ServerPeer, session: Session, hello: control.Hello, now: float
     ) -> None:
         if peer.pending_hello:
             return  # a repetition, while the decision is being made
         peer.pending_hello = True
+        peer.polls.login(now)
         peer.hold_due = now + HOLD_TIME
         self._timers.arm(peer, peer.hold_due)
         peer.name = hello.name
@@ -423,6 +530,8 @@ class VPNServer(VPNCore[ServerPeer]):
         del self._peers[holder]
         self._timers.cancel(peer)
         self._unstage(peer)
+        if peer.mailbox is not None:
+            self._mail.empty(peer.mailbox)
         self._stamps[holder] = peer.stamp_seen
         if len(self._stamps) > STAMPS_KEPT:
             del self._stamps[next(iter(self._stamps))]
@@ -439,6 +548,8 @@ class VPNServer(VPNCore[ServerPeer]):
             peer.keepalive.due,
             peer.config_due,
             peer.hold_due,
+            NEVER if peer.mailbox is None else peer.mailbox.due,
+            NEVER if peer.polls.held is None else peer.polls.held.due,
             peer.staged_expiry,
             min((session.expires for session in peer.sessions()), default=NEVER),
         )
@@ -446,10 +557,11 @@ class VPNServer(VPNCore[ServerPeer]):
             self._timers.arm(peer, due)
 
     def next_timer(self) -> tuple[float, str] | None:
-        when = self._timers.next()
-        return None if when == NEVER else (when, "peer")
+        when, reason = min((self._timers.next(), "peer"), (self._admission.probe_due, "load"))
+        return None if when == NEVER else (when, reason)
 
     def handle_timer(self, now: float) -> None:
+        self._admission.woken(now)
         for peer in self._timers.pop_due(now):
             self._handle_peer_timer(peer, now)
             if self._peers.get((peer.user, peer.device)) is peer:
@@ -467,5 +579,8 @@ class VPNServer(VPNCore[ServerPeer]):
             self._send_config(peer, now)
         if peer.hold_due <= now:
             self._release(peer, now)
+        self._deliver_held(peer, now)
+        if peer.mailbox is not None:
+            self._mail.expire(peer.mailbox, now)
         self._expire_staged(peer, now)
         self._forget_idle(peer)

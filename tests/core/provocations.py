@@ -12,10 +12,11 @@ from hashlib import blake2s
 from ipaddress import IPv4Address
 from typing import Any
 
-from pyvpn.core import control, login, ratelimit, server, vpncore
+from pyvpn.core import control, login, mailbox, ratelimit, server, vpncore
 from pyvpn.core.admission import UNDECIDED_BOUND
 from pyvpn.core.cookies import open_cookie_reply
 from pyvpn.core.login import LoginFlags, LoginRequest, NetworkKeys
+from pyvpn.core.mailbox import Mailbox
 from pyvpn.core.noise import HandshakeState
 from pyvpn.errors import RemoteProtocolError
 from pyvpn.testing.simulation import NETWORK4, VIRTIO, Endpoint, ip_packet
@@ -88,11 +89,47 @@ def stamp_replayed(scene: Scene) -> None:
 
 
 def poll_too_often(scene: Scene) -> None:
-    poll = control.Poll(STAMP, 1, 0, 0).pack()
     scene.simulation.advance(1)
-    scene.sealed_to_hub(poll)
+    for _ in range(5):
+        scene.sealed_to_hub(scene.poll())
+    scene.mark()
+    scene.sealed_to_hub(scene.poll())
+
+
+def poll_out_of_order(scene: Scene) -> None:
+    early, late = scene.poll(), scene.poll()
+    scene.sealed_to_hub(late)
+    scene.mark()
+    scene.sealed_to_hub(early)
+
+
+def poll_held_back(scene: Scene) -> None:
+    """Held back by an attacker who lets nothing else through meanwhile."""
+    scene.client.asleep = True
+    poll = scene.poll()
+    scene.simulation.advance(30.1)
     scene.mark()
     scene.sealed_to_hub(poll)
+
+
+def poll_old_session(scene: Scene) -> None:
+    old = scene.client.core.hub.current
+    scene.simulation.advance(126)  # the poll at 125 s brings a rekey
+    scene.mark()
+    scene.to_hub(Scene.sealed(scene.client.core.hub, scene.poll(), old))
+
+
+def mail(scene: Scene, count: int, size: int = 0) -> None:
+    """Have the client poll for its packets, and put some into its mailbox."""
+    scene.peer.mailbox = Mailbox()
+    packet = ip_packet(HUB4, scene.client.lease.ipv4, bytes(size))
+    scene.hub.send(*[packet] * count)
+
+
+def mailbox_expired(scene: Scene) -> None:
+    scene.client.asleep = True
+    mail(scene, 1)
+    scene.simulation.advance(75)
 
 
 def staged_expired(scene: Scene) -> None:
@@ -278,6 +315,11 @@ SERVER: dict[str, Provocation] = {
     ),
     "control_unsendable": hub_unsendable,
     "poll_too_often": poll_too_often,
+    "poll_out_of_order": poll_out_of_order,
+    "poll_held_back": poll_held_back,
+    "poll_old_session": poll_old_session,
+    "mailbox_full": lambda s: mail(s, 257),
+    "mailbox_expired": mailbox_expired,
     "tun_not_ip": lambda s: s.hub.send(b"\x15" + bytes(40)),
     "tun_no_peer": lambda s: s.hub.send(packet_from(HUB4, STRANGER4)),
     "staged_dropped": hub_staged_dropped,
@@ -455,6 +497,15 @@ def staged_total_full(scene: Scene) -> None:
         vpncore.STAGED_BYTES_TOTAL = limit
 
 
+def mailbox_total_full(scene: Scene) -> None:
+    """The real limit takes 128 clients that are away."""
+    limit, mailbox.MAILBOX_BYTES_TOTAL = mailbox.MAILBOX_BYTES_TOTAL, 3 * 1000
+    try:
+        mail(scene, 4, 980)
+    finally:
+        mailbox.MAILBOX_BYTES_TOTAL = limit
+
+
 def login_queue_full(scene: Scene) -> None:
     """The real limit takes 128 logins of more than 12 users."""
     scene.hub.decides = False
@@ -478,6 +529,7 @@ def limiter_evicted(scene: Scene) -> None:
 SPECIAL: dict[str, Provocation] = {
     "handshake_short": handshake_short,
     "staged_total_full": staged_total_full,
+    "mailbox_total_full": mailbox_total_full,
     "login_queue_full": login_queue_full,
     "limiter_evicted": limiter_evicted,
 }

@@ -270,7 +270,8 @@ class Byes(SynchronousTestCase):
     def test_of_a_hub_that_restarts(self) -> None:
         """BYE 1 spreads its clients' logins over 2 s."""
         simulation, first = connected()
-        clients = [first, *(with_client(simulation) for _ in range(20))]
+        users = (f"user{number}" for number in range(20))
+        clients = [first, *(with_client(simulation, user) for user in users)]
         for client in clients[1:]:
             client.start()
         simulation.advance(1)
