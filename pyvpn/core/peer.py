@@ -7,8 +7,8 @@ from pyvpn.core.admission import Debit
 from pyvpn.core.burst import Endpoint
 from pyvpn.core.leases import Lease
 from pyvpn.core.mailbox import Mailbox
-from pyvpn.core.polls import Polls
 from pyvpn.core.paths import PathValidation
+from pyvpn.core.polls import Polls
 from pyvpn.core.timers import NEVER, KeepaliveTimer
 from pyvpn.core.transport import REJECT_AFTER_TIME, Session
 

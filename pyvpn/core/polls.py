@@ -46,29 +46,40 @@ VALIDATION_TIME = 2.0
 
 
 @frozen
-class HeldCredit:
-    """The credit of a poll that came from where the client is not known to be.
+class HeldPoll:
+    """A poll that came from where the client is not known to be.
 
     What it fetches goes there as soon as that address is validated; at ``due`` at the latest it
     goes to the one that is, lest somebody who copies polls from elsewhere can stop delivery.
     """
 
+    poll: Poll
     endpoint: Endpoint
-    octets: int
-    datagrams: int
     due: float
 
 
 class Polls:
     """What the hub remembers of one device's polls.
 
-    :ivar held: the credit that waits for the validation of an address.
+    :ivar held: the one that waits for the validation of an address.
+    :ivar held_back_at: ``now`` of the last that came too late: it proves nothing about where the
+        client is.
     """
 
-    __slots__ = ("_best", "_interval", "_known", "_next", "_seq", "_stamp", "held")
+    __slots__ = (
+        "_best",
+        "_interval",
+        "_known",
+        "_next",
+        "_seq",
+        "_stamp",
+        "held",
+        "held_back_at",
+    )
 
     def __init__(self) -> None:
-        self.held: HeldCredit | None = None
+        self.held: HeldPoll | None = None
+        self.held_back_at = -NEVER
         self._next = -NEVER
         self.login(0.0)
         self.session()
@@ -98,6 +109,7 @@ class Polls:
         elif stamp <= self._stamp:
             raise RemoteProtocolError("poll_out_of_order")
         elif late - self._best > HELD_BACK:
+            self.held_back_at = now
             raise RemoteProtocolError("poll_held_back")
         elif poll.seq > self._seq:
             # By number, so that lost polls do not make the interval look longer.

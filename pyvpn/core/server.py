@@ -29,7 +29,7 @@ from pyvpn.core.login import LoginFlags, LoginRequest, NetworkKeys
 from pyvpn.core.mailbox import Mailbox, Mailboxes
 from pyvpn.core.noise import KeyPair
 from pyvpn.core.peer import ServerPeer
-from pyvpn.core.polls import VALIDATION_TIME, HeldCredit
+from pyvpn.core.polls import VALIDATION_TIME, HeldPoll
 from pyvpn.core.timers import CONFIG_INTERVAL, CONFIG_TRIES, NEVER, TimerQueue
 from pyvpn.core.transport import Session
 from pyvpn.core.vpncore import VPNCore
@@ -374,7 +374,25 @@ class VPNServer(VPNCore[ServerPeer]):
         peer.polls.received(poll, now)
         if peer.mailbox is not None:
             peer.mailbox.patience = peer.polls.patience(now)
-            self._credit_received(peer, poll, endpoint, now)
+            if endpoint == peer.endpoint:
+                self._deliver(peer, poll, now)
+            else:
+                peer.polls.held = HeldPoll(poll, endpoint, now + VALIDATION_TIME)
+                self._timers.arm(peer, peer.polls.held.due)
+        self._reply(peer, session, poll, endpoint, now)
+        if poll.seq > 1 and peer.lease is None:
+            # The client believes that it has its addresses, but this hub has lost the lease (it
+            # died before the write): the client is told anew, as if it had said hello.
+            self._hello_received(peer, session, control.Hello(None, None, peer.name), now)
+
+    def _reply(
+        self,
+        peer: ServerPeer,
+        session: Session,
+        poll: control.Poll,
+        endpoint: Endpoint,
+        now: float,
+    ) -> None:
         observed = endpoint.wire_address()
         reply = control.Reply(
             echoed=poll.stamp,
@@ -385,10 +403,6 @@ class VPNServer(VPNCore[ServerPeer]):
             port=int.from_bytes(observed[16:], "little"),
         )
         self._send_control(peer, session, reply.pack(), now)
-        if poll.seq > 1 and peer.lease is None:
-            # The client believes that it has its addresses, but this hub has lost the lease (it
-            # died before the write): the client is told anew, as if it had said hello.
-            self._hello_received(peer, session, control.Hello(None, None, peer.name), now)
 
     # -- delivery on poll ---------------------------------------------------------------------
 
@@ -403,34 +417,37 @@ class VPNServer(VPNCore[ServerPeer]):
             peer.mailbox = Mailbox()
             self._mail.put(peer.mailbox, self._unstage(peer), now)
 
-    def _credit_received(
-        self, peer: ServerPeer, poll: control.Poll, endpoint: Endpoint, now: float
-    ) -> None:
-        """Spend a poll's credit, now or when the place that it came from is validated."""
-        if endpoint == peer.endpoint:
-            self._deliver(peer, poll.credit_bytes, poll.credit_datagrams, now)
-        elif poll.credit_datagrams:
-            peer.polls.held = HeldCredit(
-                endpoint, poll.credit_bytes, poll.credit_datagrams, now + VALIDATION_TIME
-            )
-            self._timers.arm(peer, peer.polls.held.due)
-
     def _deliver_held(self, peer: ServerPeer, now: float) -> None:
-        """Spend the credit of a poll that waits, if its address is valid now or it has waited
-        long enough.
-        """
+        """Answer the poll that waits, if its address is valid now or it has waited long enough."""
         held = peer.polls.held
         if held is not None and (held.endpoint == peer.endpoint or held.due <= now):
             peer.polls.held = None
-            self._deliver(peer, held.octets, held.datagrams, now)
+            if peer.current is not None:
+                self._deliver(peer, held.poll, now)
+                self._reply(peer, peer.current, held.poll, held.endpoint, now)
 
-    def _deliver(self, peer: ServerPeer, octets: int, datagrams: int, now: float) -> None:
+    def _deliver(self, peer: ServerPeer, poll: control.Poll, now: float) -> None:
+        """Send what a poll's credit covers."""
         session, mailbox = peer.current, peer.mailbox
         if session is None or mailbox is None:
             return
-        packets = self._mail.collect(mailbox, octets, datagrams, session.inner_mtu, now)
+        packets = self._mail.collect(
+            mailbox, poll.credit_bytes, poll.credit_datagrams, session.inner_mtu, now
+        )
         if packets:
             self._outbox += super()._send_packets(peer, packets, now)
+
+    def _response_received(
+        self, peer: ServerPeer, response: control.PathResponse, endpoint: Endpoint, now: float
+    ) -> None:
+        super()._response_received(peer, response, endpoint, now)
+        self._deliver_held(peer, now)
+
+    def _challenge(
+        self, peer: ServerPeer, session: Session, endpoint: Endpoint, now: float
+    ) -> None:
+        if peer.polls.held_back_at != now:
+            super()._challenge(peer, session, endpoint, now)
 
     # -- addresses ----------------------------------------------------------------------------
 

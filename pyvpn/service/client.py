@@ -13,7 +13,6 @@ from twisted.python.failure import Failure
 
 from pyvpn.config import ClientConfig
 from pyvpn.core.client import (
-    PUSH_POLL_INTERVAL,
     VPNClient,
 )
 from pyvpn.core.control import ByeReason, Config
@@ -56,9 +55,6 @@ _REFUSALS: dict[int, str] = {
     ByeReason.TOO_MANY_DEVICES: "this user has too many devices",
     ByeReason.POOL_FULL: "the network has no address left",
 }
-
-#: Seconds between polls, by the way of delivery (docs/protocol.rst, "Control frames").
-POLL_INTERVALS = {"push": PUSH_POLL_INTERVAL, "poll": 1.0}
 
 LARGEST_MTU = 65535
 
@@ -112,7 +108,7 @@ class ClientService(VPNService):
             wanted6=wanted if isinstance(wanted, IPv6Address) else None,
             flags=self._offers(),
             inner_mtu=config.mtu or LARGEST_MTU,
-            poll_interval=config.poll_interval or POLL_INTERVALS[config.deliver],
+            poll_interval=config.poll_interval,
             wall_clock=time.time_ns,
             random_bytes=self._surroundings.random_bytes,
         )

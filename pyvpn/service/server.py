@@ -101,9 +101,13 @@ class ServerService(VPNService):
             return None
         if wanted == "auto":
             stored = self._store.setting(SUBNET6_SETTING)
-            if stored is None:
-                raise StoreError(f"{self._state.store_path}: the setting {SUBNET6_SETTING} is gone")
-            return IPv6Network(stored)
+            try:
+                return IPv6Network(stored or "")
+            except ValueError:
+                raise StoreError(
+                    f"{self._state.store_path}: the setting {SUBNET6_SETTING} is missing or no"
+                    " network; restore it from a backup"
+                ) from None
         return wanted
 
     def _make_core(self) -> VPNServer:
@@ -311,6 +315,8 @@ def _session(peer: ServerPeer, now: float) -> dict[str, Any]:
         "device": peer.name or peer.device.hex()[:8],
         "addresses": [] if lease is None else [str(a) for a in (lease.ipv4, lease.ipv6) if a],
         "endpoint": str(peer.endpoint),
+        "deliver": "push" if peer.mailbox is None else "poll",
+        "waiting_bytes": 0 if peer.mailbox is None else peer.mailbox.octets,
         "age": now - peer.started,
         "rx_bytes": peer.rx_bytes,
         "tx_bytes": peer.tx_bytes,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyvpn.core
-from pyvpn.core import tai64n
+from pyvpn.core import control, tai64n
 from pyvpn.core.login import LoginAttempt, LoginFlags
 from pyvpn.core.peer import (
     Peer,
@@ -81,6 +81,14 @@ class Scene:
     def sealed_to_client(self, plaintext: bytes) -> None:
         """Bring an authentic datagram with any plaintext to the client."""
         self.to_client(self.sealed(self.peer, plaintext))
+
+    def poll(self, octets: int = 0, datagrams: int = 0, *, late: float = 0.0) -> bytes:
+        """The client's next POLL, with that credit; ``late``: made so many seconds ago."""
+        core = self.client.core
+        core._poll_seq += 1
+        # Two at one instant need two stamps.
+        stamp = self.client.wall_clock() - round(late * 1e9) + core._poll_seq
+        return control.Poll(tai64n.pack(stamp), core._poll_seq, octets, datagrams).pack()
 
     # -- logins ------------------------------------------------------------------------------------
 
