@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -155,42 +153,6 @@ class StartTests(SynchronousTestCase):
         self.lab.pyvpn("hub", "--run-dir", str(self.home / "run"), "down", "server")
         self.assertFalse(pid_file.exists())
         self.assertEqual(self.lab.ping("hub", "10.10.0.1").returncode, 0)
-
-    def test_damaged_state(self) -> None:
-        """A state directory that is damaged or of a later version is refused and left as it is."""
-        state = self.home / "state"
-        self.lab.pyvpn("hub", "--state-dir", str(state), "init")
-        store, token = state / "store.sqlite", state / "network.token"
-        good = store.read_bytes(), token.read_bytes()
-
-        def later() -> None:
-            with sqlite3.connect(store) as database:
-                database.execute("PRAGMA user_version = 999")
-            database.close()
-
-        damages: list[tuple[Callable[[], object], str]] = [
-            (lambda: store.write_bytes(b"no database" * 1000), f"{store}"),
-            (lambda: store.write_bytes(good[0][:5000]), f"{store}"),
-            (lambda: token.write_text("short"), f"{token}"),
-            (lambda: state.chmod(0o777), f"{state}"),
-        ]
-        for damage, named in damages:
-            damage()
-            spoilt = store.read_bytes(), token.read_bytes()
-            for mode in (["-n"], []):
-                before = snapshot(self.lab, "hub")
-                code, said = self.twistd("hub", *mode, *self.server())
-                lines = [line for line in said.splitlines() if line.startswith("pyvpn-server: ")]
-                self.assertEqual(code, 1, said)
-                self.assertEqual(len(lines), 1, said)
-                self.assertIn(named, lines[0])
-                self.assertEqual(before, snapshot(self.lab, "hub"))
-                self.assertEqual(spoilt, (store.read_bytes(), token.read_bytes()))
-            state.chmod(0o700)
-            store.write_bytes(good[0])
-            token.write_bytes(good[1])
-        process = self.lab.spawn("hub", [self.lab.tool("twistd"), "-n", *self.server()])
-        process.wait_for_text("listens on UDP port 5050")
 
     def test_no_privilege(self) -> None:
         """Without root, hub and client say so; with it, the same line works (see the others)."""
