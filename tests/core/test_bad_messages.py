@@ -10,9 +10,11 @@ from pyvpn.core.events import Configured
 from pyvpn.core.peer import Peer, ServerPeer
 from pyvpn.core.transport import Session
 from pyvpn.testing.simulation import NETWORK4, NETWORK6
-from tests.core import badrows
-from tests.core.badrows import ADDRESS, DAY, TO_CLIENTS, TO_HUB, WINDOW, Case, Make, Row
-from tests.core.test_control import GOOD_ITEMS
+from tests.core import badhandshakes, badtransport
+from tests.core.badhandshakes import DAY
+from tests.core.badrows import Case, Make, Row, cut, longer, remade, whole
+from tests.core.badtransport import ADDRESS, TO_CLIENTS, TO_HUB, WINDOW
+from tests.core.test_control import GOOD_ITEMS, frame
 from tests.sim.rules import works_both_ways
 
 
@@ -91,46 +93,57 @@ class Handshakes(Walk):
 
     def test_initiation(self) -> None:
         """A 0x50 of a wrong length, type, version, MAC or key is dropped unread."""
-        self.walk(badrows.initiations(), for_hub=True, least=50)
+        self.walk(badhandshakes.initiations(), for_hub=True, least=50)
 
     def test_initiation_payload(self) -> None:
         """So is one whose payload breaks a rule, made by somebody who holds token and password."""
-        self.walk(badrows.initiation_payloads(), for_hub=True, least=30)
+        self.walk(badhandshakes.initiation_payloads(), for_hub=True, least=30)
 
     def test_initiation_claims(self) -> None:
         """And one with an old stamp, one of the future, a wrong user or a wrong key."""
-        self.walk(badrows.initiation_claims(), for_hub=True, least=15)
+        self.walk(badhandshakes.initiation_claims(), for_hub=True, least=15)
 
     def test_good_initiations(self) -> None:
         """The control: what is not spoilt, to the very bounds, draws one answer of 116 bytes."""
         for make in (
-            badrows.login,
-            badrows.crafted_login(),
-            badrows.crafted_login(flags=15),
-            badrows.crafted_login(flags=8, code=b"\xff\xff\xff"),
-            badrows.crafted_login(stamp=badrows.from_last(1)),
-            badrows.crafted_login(stamp=badrows.from_now(DAY)),
-            badrows.remade(badrows.login, 0, b"\x50"),
+            badhandshakes.login,
+            badhandshakes.crafted_login(),
+            badhandshakes.crafted_login(flags=15),
+            badhandshakes.crafted_login(flags=8, code=b"\xff\xff\xff"),
+            badhandshakes.crafted_login(stamp=badhandshakes.from_last(1)),
+            badhandshakes.crafted_login(stamp=badhandshakes.from_now(DAY)),
+            remade(badhandshakes.login, 0, b"\x50"),
         ):
             case = self.taken(make, for_hub=True)
             self.assertEqual([len(datagram.payload) for datagram in case.sent()], [116])
 
     def test_response(self) -> None:
         """A spoilt 0x51 is dropped, and the client waits on for the right one."""
-        self.walk(badrows.responses(), for_hub=False, least=60)
+        self.walk(badhandshakes.responses(), for_hub=False, least=60)
 
     def test_good_responses(self) -> None:
         """The control: the right 0x51 makes a session, which the client uses at once."""
-        for make in (badrows.answer, badrows.remade(badrows.answer, 0, b"\x51")):
+        for make in (badhandshakes.answer, remade(badhandshakes.answer, 0, b"\x51")):
             case = self.taken(make, for_hub=False)
             self.assertEqual([datagram.kind for datagram in case.sent()], [4])
+
+    def test_cookie(self) -> None:
+        """A spoilt 0x52 is dropped, and its cookie is not used."""
+        self.walk(badhandshakes.cookies(), for_hub=False, least=25)
+
+    def test_good_cookie(self) -> None:
+        """The control: the right one draws a new 0x50 at once, with a mac2."""
+        case = self.taken(badhandshakes.cookie, for_hub=False)
+        (datagram,) = case.sent()
+        self.assertEqual(datagram.kind, 0x50)
+        self.assertNotEqual(datagram.payload[-16:], bytes(16))
 
     def test_the_right_one_after_a_spoilt_one(self) -> None:
         """A spoilt 0x51 spoils nothing: the right answer to the same 0x50 still works."""
         for place in (4, 12, 44, 83):
             case = Case(for_hub=False)
-            right = badrows.answer(case)
-            case.give(badrows.remade(badrows.whole(right), place)(case))
+            right = badhandshakes.answer(case)
+            case.give(remade(whole(right), place)(case))
             case.mark()
             case.give(right)
             self.assertEqual([datagram.kind for datagram in case.sent()], [4], place)
@@ -142,32 +155,34 @@ class Data(Walk):
     def test_transport(self) -> None:
         """Forged, replayed, misdirected and malformed datagrams end before their content counts."""
         for for_hub in (True, False):
-            self.walk(badrows.transport(), for_hub=for_hub, least=30)
+            self.walk(badtransport.transport(), for_hub=for_hub, least=30)
 
     def test_good_transport(self) -> None:
         """The control: the same at the last value that is allowed."""
         for for_hub in (True, False):
-            self.taken(badrows.data, for_hub=for_hub)
-            self.taken(badrows.behind(WINDOW - 1), for_hub=for_hub)
-            self.taken(badrows.counted(badrows.REJECT_AFTER_MESSAGES - 1), for_hub=for_hub)
+            self.taken(badtransport.data, for_hub=for_hub)
+            self.taken(badtransport.behind(WINDOW - 1), for_hub=for_hub)
+            self.taken(
+                badtransport.counted(badtransport.REJECT_AFTER_MESSAGES - 1), for_hub=for_hub
+            )
 
     def test_packets(self) -> None:
         """What is no IP packet never reaches the TUN, whoever sent it."""
         for for_hub in (True, False):
-            self.walk(badrows.packets(), for_hub=for_hub, least=25)
+            self.walk(badtransport.packets(), for_hub=for_hub, least=25)
 
     def test_sources(self) -> None:
         """Nor does a packet from an address that is not the sender's."""
         foreign = (NETWORK4[0], NETWORK4[1], NETWORK4[200], NETWORK4[255], NETWORK6[1])
-        self.walk(badrows.sources(*foreign), for_hub=True, least=15)
-        self.walk(badrows.sources(), for_hub=False, least=10)
+        self.walk(badtransport.sources(*foreign), for_hub=True, least=15)
+        self.walk(badtransport.sources(), for_hub=False, least=10)
 
     def test_good_packets(self) -> None:
         """The control: a packet of each family is written, without its padding."""
         for for_hub in (True, False):
             for version in (4, 6):
-                make = badrows.packet(version)
-                padded = badrows.inside(badrows.longer(make, 4))
+                make = badtransport.packet(version)
+                padded = badtransport.inside(longer(make, 4))
                 case = self.taken(padded, for_hub=for_hub)
                 self.assertEqual(case.node.received, [make(case)])
 
@@ -177,18 +192,38 @@ class ControlFrames(Walk):
 
     def test_frames(self) -> None:
         """A malformed or unknown frame, or one in the wrong direction, gets no answer."""
-        self.walk(badrows.frames(TO_CLIENTS), for_hub=True, least=45)
-        self.walk(badrows.frames(TO_HUB), for_hub=False, least=45)
+        self.walk(badtransport.frames(TO_CLIENTS), for_hub=True, least=45)
+        self.walk(badtransport.frames(TO_HUB), for_hub=False, least=45)
+
+    def test_polls(self) -> None:
+        """A POLL that is late, repeated or out of order gets no REPLY."""
+        self.walk(badtransport.polls(), for_hub=True, least=7)
+
+    def test_responses(self) -> None:
+        """A PATH_RESPONSE that nobody asked for moves no endpoint."""
+        for for_hub in (True, False):
+            self.walk(badtransport.responses(), for_hub=for_hub, least=3)
+
+    def test_good_polls(self) -> None:
+        """The control: a POLL in order draws a REPLY, a challenge its response."""
+        challenge = whole(frame(3, bytes(16)))
+        for make, for_hub in (
+            (badtransport.poll(0.0), True),
+            (challenge, True),
+            (challenge, False),
+        ):
+            case = self.taken(badtransport.inside(make), for_hub=for_hub)
+            self.assertEqual([datagram.kind for datagram in case.sent()], [4])
 
     def test_configs(self) -> None:
         """An invalid CONFIG changes no address and is not acknowledged."""
-        self.walk(badrows.configs(), for_hub=False, least=50)
+        self.walk(badtransport.configs(), for_hub=False, least=50)
 
     def test_good_configs(self) -> None:
         """The control: one at the bounds is applied and acknowledged."""
         for fault, items in GOOD_ITEMS.items():
-            plaintext = badrows.whole(badrows.config(ADDRESS + items))
-            case = self.taken(badrows.inside(plaintext), for_hub=False)
+            plaintext = whole(badtransport.config(ADDRESS + items))
+            case = self.taken(badtransport.inside(plaintext), for_hub=False)
             self.assertEqual([datagram.kind for datagram in case.sent()], [4], fault)
             self.assertEqual(len(case.client.told(Configured)), 2, fault)
 
@@ -198,7 +233,7 @@ class Planted(Walk):
 
     def test_wrong_reason(self) -> None:
         """A message that is counted under another name, or not at all, fails the walk."""
-        for make in (badrows.login, badrows.cut(badrows.login, 9)):
+        for make in (badhandshakes.login, cut(badhandshakes.login, 9)):
             row = Row("planted", make, "mac1_invalid")
             self.assertRaises(AssertionError, self.walk, [row], for_hub=True, least=1)
 
