@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 TABLE_BOUND = 65_536
 
 # What sums of many floats may be off by, in seconds.
-_ROUNDING = 1e-6
+_ROUNDING = 1e-4
 
 K = TypeVar("K", bound=Hashable)
 
