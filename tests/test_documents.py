@@ -11,6 +11,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn import client_tap, server_tap
+from pyvpn.core import admission
 from pyvpn.core.clientstate import TRANSITIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,6 +93,36 @@ class CitationTests(SynchronousTestCase):
             found = place.findall(document(f"docs/{name}"))
             self.assertEqual(len(found), len(set(found)), name)
             self.assertFalse({"99", "99.9"} & set(found))
+
+
+class SecurityTests(SynchronousTestCase):
+    """docs/security.rst."""
+
+    def test_tests(self) -> None:
+        """Each test that holds a promise exists."""
+        named = re.findall(r"``(tests/[\w/]+\.py)``", document("docs/security"))
+        self.assertGreater(len(named), 8)
+        self.assertEqual([name for name in named if not (ROOT / name).is_file()], [])
+
+    def test_guesses(self) -> None:
+        """The odds of a guesser follow from the limits of the code."""
+        minute = admission.USER_RATE * 60
+        self.assertAlmostEqual(minute, 1)
+        minutes = (admission.FREEZE_FAILURES - admission.USER_BURST) / minute
+        minutes += admission.FREEZE_TIME / 60
+        a_day = round(admission.FREEZE_FAILURES * 24 * 60 / minutes)
+        text = " ".join(document("docs/security").split())
+        for fact in (
+            f"{admission.USER_BURST}, then 1 a minute; ",
+            f"after {admission.FREEZE_FAILURES} wrong ones in a row",
+            f"going on for ever {a_day} ",
+            f"in a year {round(a_day * 365, -4):,} ",
+            f"1 in {2**80 / (a_day * 365) / 1e18:.0f} · 10^18 a year",
+            f"likeliest on the guesser's list {a_day * 365 / 1e6:.0%}".replace("%", " % a year"),
+            f"certain within {-(-10_000 // a_day)} days",
+            f"{round(admission.DEVICE_RATE * 86_400):,} a day",
+        ):
+            self.assertIn(fact, text)
 
 
 class TableTests(SynchronousTestCase):
