@@ -96,7 +96,7 @@ class Polls:
         self._stamp = self._seq = 0
 
     def received(self, poll: Poll, now: float) -> None:
-        """Judge a poll of the current session; it takes the place of one whose credit waits.
+        """Judge a poll of the current session.
 
         :raises RemoteProtocolError: the reason why it is ignored.
         """
@@ -118,7 +118,15 @@ class Polls:
         self._next = max(self._next, now) + POLL_SPACING
         self._best = min(self._best, late)
         self._stamp, self._seq = stamp, poll.seq
-        self.held = None
+
+    def hold(self, poll: Poll, endpoint: Endpoint, now: float) -> float:
+        """Let a poll wait, in the place of one that does; return until when at most.
+
+        A poll a second must not put that off for ever.
+        """
+        due = now + VALIDATION_TIME if self.held is None else self.held.due
+        self.held = HeldPoll(poll, endpoint, due)
+        return due
 
     def patience(self, now: float) -> float:
         """Return for how many seconds packets may wait for this client.

@@ -29,7 +29,6 @@ from pyvpn.core.login import LoginFlags, LoginRequest, NetworkKeys
 from pyvpn.core.mailbox import Mailbox, Mailboxes
 from pyvpn.core.noise import KeyPair
 from pyvpn.core.peer import ServerPeer
-from pyvpn.core.polls import VALIDATION_TIME, HeldPoll
 from pyvpn.core.timers import CONFIG_INTERVAL, CONFIG_TRIES, NEVER, TimerQueue
 from pyvpn.core.transport import Session
 from pyvpn.core.vpncore import VPNCore
@@ -375,10 +374,10 @@ class VPNServer(VPNCore[ServerPeer]):
         if peer.mailbox is not None:
             peer.mailbox.patience = peer.polls.patience(now)
             if endpoint == peer.endpoint:
+                peer.polls.held = None
                 self._deliver(peer, poll, now)
             else:
-                peer.polls.held = HeldPoll(poll, endpoint, now + VALIDATION_TIME)
-                self._timers.arm(peer, peer.polls.held.due)
+                self._timers.arm(peer, peer.polls.hold(poll, endpoint, now))
         self._reply(peer, session, poll, endpoint, now)
         if poll.seq > 1 and peer.lease is None:
             # The client believes that it has its addresses, but this hub has lost the lease (it
@@ -407,12 +406,16 @@ class VPNServer(VPNCore[ServerPeer]):
     # -- delivery on poll ---------------------------------------------------------------------
 
     def _agree_on_delivery(self, peer: ServerPeer, now: float) -> None:
-        """Begin a session's way of delivery; what waits in the other way's place comes along."""
+        """Begin a session's way of delivery; what waits in the other way's place comes along.
+
+        A client that changes its mind has been started anew: it needs its CONFIG first.
+        """
         peer.polls.session()
         if not peer.next_on_poll:
             if peer.mailbox is not None:
                 mailbox, peer.mailbox = peer.mailbox, None
                 self._stage(peer, self._mail.empty(mailbox), now)
+                peer.hold_due = now + HOLD_TIME
         elif peer.mailbox is None:
             peer.mailbox = Mailbox()
             self._mail.put(peer.mailbox, self._unstage(peer), now)
