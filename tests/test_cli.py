@@ -475,6 +475,66 @@ class AloneTests(CommandTestCase):
             " stop it, or give this one its own --state-dir\n",
         )
 
+    def test_damaged_files(self) -> None:
+        """A file of the state directory or a profile that is damaged is named, and left alone."""
+        self.process("init", "--endpoint", "vpn.example.org")
+        token, key = self.state / "network.token", self.state / "login.key"
+        store = self.state / "store.sqlite"
+        profile, password = self.profiles / "home.toml", self.base / "password"
+        self.profiles.mkdir(0o700)
+        password.write_text("a long password\n")
+        loss = "restore it from a backup, or start a new network in another state directory"
+        no_token = f"{token}: network token: not base64url text without '='; {loss}"
+        self.process("user", "add", "kiwi")
+        passwd = ["user", "passwd", "kiwi", "--pw-file", str(password)]
+        empty = "the password is empty; write it on the first line"
+        table: list[tuple[Path, bytes, list[str], str]] = [
+            (token, b"x", ["init"], no_token),
+            (token, b"x", passwd, no_token),
+            (token, b"x", ["invite", "kiwi"], no_token),
+            (key, b"x", ["init"], f"{key}: not 32 bytes in base64; {loss}"),
+            (key, b"x", passwd, f"{key}: not 32 bytes in base64; {loss}"),
+            (store, b"", ["user", "list"], f"{store}: the file is empty; restore it or remove it"),
+            (store, b"x" * 9000, ["init"],
+             f"{store}: file is not a database; restore it from a backup, or move it away"),
+            (store, b"x" * 9000, ["user", "remove", "kiwi"],
+             f"{store}: file is not a database; restore it from a backup, or move it away"),
+            (password, b"\n", passwd, f"{password}: {empty}"),
+            (password, b"\xff\n", passwd, f"{password}: this password file is not UTF-8 text"),
+            (profile, b"user = 1\n", ["up", "home"],
+             f"{profile}, line 1, user: must be text in quotes"),
+            (profile, b"user = 1\n", ["join", LINK, "--name", "home"],
+             f"{profile}, line 1, user: must be text in quotes"),
+        ]  # fmt: skip
+        for path, content, arguments, message in table:
+            before = path.read_bytes() if path.exists() else None
+            path.write_bytes(content)
+            code, out, err = self.process(*arguments)
+            self.assertEqual((code, out, err), (1, "", f"pyvpn: {message}\n"), arguments)
+            self.assertEqual(path.read_bytes(), content)
+            path.unlink() if before is None else path.write_bytes(before)
+        self.assertEqual(self.process(*passwd)[0], 0)  # the control
+
+    def test_unknown_users(self) -> None:
+        """What cannot be done to an account is said in one line, with status 1."""
+        StateDirectory(self.state).prepare(os.urandom)
+        password = self.base / "password"
+        password.write_text("a long password\n")
+        self.process("user", "add", "kiwi", "--pw-file", str(password))
+        given = ["--pw-file", str(password)]
+        nobody = "there is no user 'pa'; to see all: pyvpn user list"
+        exists = "user 'kiwi' exists already; for a new password: pyvpn user passwd kiwi"
+        for arguments, message in (
+            (["user", "disable", "pa"], nobody),
+            (["user", "enable", "pa"], nobody),
+            (["user", "remove", "pa"], nobody),
+            (["user", "passwd", "pa", *given], nobody),
+            (["invite", "pa"], nobody),
+            (["user", "add", "kiwi", *given], exists),
+        ):
+            found = self.process(*arguments)
+            self.assertEqual(found, (1, "", f"pyvpn: {message}\n"), arguments)
+
     def test_starts_fast(self) -> None:
         """Commands that need no reactor do not import Twisted."""
         code = "import sys, pyvpn.cli; print('twisted' in sys.modules, 'attrs' in sys.modules)"
