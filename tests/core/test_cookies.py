@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn.core.cookies import CookieChecker, open_cookie_reply, with_macs
+from pyvpn.core.cookies import CookieChecker, hchacha20, open_cookie_reply, with_macs
 from pyvpn.errors import RemoteProtocolError
 from pyvpn.testing.simulation import Endpoint
 from tests.core.scene import Scene
@@ -52,13 +52,28 @@ class Reply(SynchronousTestCase):
         reply = checker().reply(message, 0x11223344, ADDRESS, 5.0)
         self.assertEqual(reply[:8].hex(), "5201000044332211")
         self.assertEqual(len(reply), 64)
-        # A naive maker: secret 00…, nonce 01… from the checker's random bytes.
+        # A naive maker: secret 00…, nonce 01… and a 1 from the checker's random bytes.
         cookie = hashlib.blake2s(ADDRESS, key=bytes(32), digest_size=16).digest()
-        cipher = ChaCha20_Poly1305.new(key=KEY, nonce=b"\1" * 24)
+        nonce = b"\1" * 16 + (1).to_bytes(8, "little")
+        cipher = ChaCha20_Poly1305.new(key=KEY, nonce=nonce)
         cipher.update(message[176:192])
         sealed, tag = cipher.encrypt_and_digest(cookie)
-        self.assertEqual(reply[8:], b"\1" * 24 + sealed + tag)
+        self.assertEqual(reply[8:], nonce + sealed + tag)
         self.assertEqual(open_cookie_reply(reply, KEY, 0x11223344, message), cookie)
+
+    def test_published_vector_of_the_first_half(self) -> None:
+        """HChaCha20 is that of draft-irtf-cfrg-xchacha-03, section 2.2.1."""
+        nonce = bytes.fromhex("000000090000004a0000000031415927")
+        self.assertEqual(
+            hchacha20(bytes(range(32)), nonce).hex(),
+            "82413b4227b27bfed30e42508a877d73a0f9e4d58a74a853c12ec41326d3ecdc",
+        )
+
+    def test_no_nonce_twice(self) -> None:
+        """Each 0x52 has a nonce of its own, over the lives of several secrets."""
+        made, numbers = checker(), range(600)
+        nonces = {made.reply(initiation(), 1, ADDRESS, number)[8:32] for number in numbers}
+        self.assertEqual(len(nonces), len(numbers))
 
     def refused(self, reason: str, reply: bytes, index: int = 77, message: bytes = b"") -> None:
         error = self.assertRaises(
