@@ -78,7 +78,7 @@ _REMEDIES = {
     "READONLY": "make the file and its directory writable",
     "PERM": "make the file and its directory writable",
     "FULL": "free some space on its disk",
-    "IOERR": "check its disk",
+    "IOERR": "check its disk, and whether it is full",
     "CORRUPT": "restore it from a backup",
     "NOTADB": "restore it from a backup, or move it away",
 }
