@@ -38,6 +38,9 @@ FREEZE_FAILURES = 100
 FREEZE_TIME = 3600.0
 #: Logins of a known device.
 DEVICE_RATE, DEVICE_BURST = 1 / 5, 20
+#: Logins with a wrong password that are remembered, 150 bytes each: more than the buckets of an
+#: account let through in a month.
+WRONG_KEPT = 65_536
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
@@ -89,6 +92,7 @@ class Admission:
         self._devices: TokenBuckets[Holder] = TokenBuckets(DEVICE_RATE, DEVICE_BURST, counters)
         self._in_a_row: dict[str | None, int] = {}
         self._frozen_until: dict[str | None, float] = {}
+        self._wrong: dict[bytes, None] = {}
         #: When the reactor is to wake the core, so that it sees whether that comes late. Asked only
         #: while handshakes come.
         self.probe_due = NEVER
@@ -161,6 +165,20 @@ class Admission:
             raise RemoteProtocolError("login_frozen")
         elif not self._users.take(debit.user, now):
             raise RemoteProtocolError("login_user_limited")
+
+    def repeated(self, message: bytes) -> bool:
+        """Tell whether this very 0x50 has been found to have a wrong password before.
+
+        A wrong password leaves no stamp behind. Without this, whoever recorded one typing error
+        could use up with it what the account and its device are granted, without any secret.
+        """
+        return message[-32:-16] in self._wrong
+
+    def remember_wrong(self, message: bytes) -> None:
+        """Know this 0x50 when it comes again, by its mac1."""
+        self._wrong[message[-32:-16]] = None
+        if len(self._wrong) > WRONG_KEPT:
+            del self._wrong[next(iter(self._wrong))]
 
     def guessed_wrong(self, debit: Debit, now: float) -> None:
         """Note that the password was wrong; unknown devices rest after many in a row."""

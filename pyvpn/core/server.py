@@ -242,10 +242,12 @@ class VPNServer(VPNCore[ServerPeer]):
             self._admission.failed(message, address, now)
             raise
         self._check_stamp(request)
+        if self._admission.repeated(message):
+            raise RemoteProtocolError("login_repeated")
         debit = self._debit_of(request)
         try:
             self._admission.debit(debit, now)
-            self._check_key(request, debit, now)
+            self._check_key(request, message, debit, now)
         except RemoteProtocolError:
             self._admission.failed(message, address, now)
             raise
@@ -276,9 +278,10 @@ class VPNServer(VPNCore[ServerPeer]):
         known = peer is not None and peer.stamp_seen >= since
         return Debit(request.user, request.device if known else None)
 
-    def _check_key(self, request: LoginRequest, debit: Debit, now: float) -> None:
+    def _check_key(self, request: LoginRequest, message: bytes, debit: Debit, now: float) -> None:
         """Step 8."""
         if not hmac.compare_digest(request.public_key, self._users.get(request.user, _NO_KEY)):
+            self._admission.remember_wrong(message)
             self._admission.guessed_wrong(debit, now)
             raise RemoteProtocolError("login_wrong")
 

@@ -220,9 +220,15 @@ def wrong_network(scene: Scene) -> None:
 
 def guess(scene: Scene, count: int, **changes: Any) -> None:
     """As many wrong passwords at once, each from an address of its own."""
-    message = scene.attempt(password="wrong", **changes).message
     for number in range(count):
+        message = scene.attempt(password="wrong", **changes).message
         scene.to_hub(message, Endpoint(IPv4Address("192.0.2.0") + number, 7))
+
+
+def login_repeated(scene: Scene) -> None:
+    message = scene.attempt(password="wrong").message
+    scene.to_hub(message)
+    scene.to_hub(message)
 
 
 def guess_for_hours(scene: Scene, count: int) -> None:
@@ -285,6 +291,7 @@ SERVER: dict[str, Provocation] = {
     "login_stamp_future": lambda s: s.to_hub(s.attempt(after=86_401).message),
     "login_wrong": lambda s: s.to_hub(s.attempt(password="wrong").message),
     "login_refused": login_refused,
+    "login_repeated": login_repeated,
     "login_stamp_old": lambda s: s.to_hub(s.attempt(after=-86_401, device=OTHER).message),
     "login_user_limited": lambda s: guess(s, 11, device=OTHER),
     "login_device_limited": lambda s: guess(s, 21),

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn.core import server
+from pyvpn.core import admission, server
 from pyvpn.core.admission import Admission, Debit, source_of
 from pyvpn.core.cookies import open_cookie_reply, with_macs
 from pyvpn.errors import RemoteProtocolError
@@ -310,6 +310,33 @@ class AtTheHub(SynchronousTestCase):
             scene.simulation.advance(1.1)
         self.assertEqual(self.counted(scene, "login_wrong"), DEVICE_BURST)
         self.assertEqual(self.counted(scene, "cookie_demanded"), 0)
+
+    def test_a_typing_error_repeated(self) -> None:
+        """Regression: whoever had recorded one wrong password could, without holding any secret,
+        use up with it what the owner's device is granted.
+        """
+        for repeated in (True, False):  # False, the control: each is a guess of its own
+            scene = Scene()
+            scene.client.asleep = True
+            wrong = scene.attempt(password="wrong", after=0.5).message
+            for number in range(2 * DEVICE_BURST):
+                message = wrong if repeated else scene.attempt(password="wrong").message
+                scene.to_hub(message, Endpoint(ip_address(f"192.0.2.{number}"), 5))
+            self.assertEqual(self.counted(scene, "login_wrong"), 1 if repeated else DEVICE_BURST)
+            scene.simulation.advance(3)  # no cookies for all any more
+            scene.mark()
+            scene.to_hub(scene.attempt().message)
+            self.assertEqual(len(scene.sent()), 1 if repeated else 0)
+
+    def test_wrong_passwords_are_forgotten(self) -> None:
+        """The oldest of those that are remembered go first."""
+        self.patch(admission, "WRONG_KEPT", 2)
+        scene = Scene()
+        messages = [scene.attempt(password="wrong").message for _ in range(3)]
+        for message in (*messages, *messages[1:], messages[0]):
+            scene.to_hub(message)
+        self.assertEqual(self.counted(scene, "login_wrong"), 4)
+        self.assertEqual(self.counted(scene, "login_repeated"), 2)
 
     def test_known_for_thirty_days(self) -> None:
         """A device is known for 30 days after its last login, across a restart of the hub too."""
