@@ -137,6 +137,13 @@ class TableTests(SynchronousTestCase):
             fewer = {key: to for key, to in TRANSITIONS.items() if key != left_out}
             self.assertNotEqual(draw(fewer), draw(), left_out)
 
+    def test_core(self) -> None:
+        """docs/architecture.rst names each file of the core, and no other."""
+        rows = simple_table(document("docs/architecture"), "core file")[1:]
+        named = [name for row in rows for name in re.findall(r"``(\w+\.py)``", row[0])]
+        files = {path.name for path in (ROOT / "pyvpn" / "core").glob("*.py")} - {"__init__.py"}
+        self.assertEqual(sorted(named), sorted(files))
+
     def test_options(self) -> None:
         """README.rst shows each option of the two twistd commands, and no other."""
         tables = (
