@@ -39,7 +39,7 @@ class _Conversation(LineOnlyReceiver):
             command, arguments = request["command"], request.get("arguments", {})
             if not isinstance(command, str) or not isinstance(arguments, dict):
                 raise TypeError
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self._reply({"ok": False, "error": "not a request", "kind": "other"})
             return
         done: Deferred[Any] = maybeDeferred(self._run, command, arguments)
