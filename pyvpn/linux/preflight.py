@@ -159,9 +159,11 @@ def writable(directory: str | os.PathLike[str]) -> None:
         raise StartError(f"{place} is not a directory; remove it or choose another directory")
     if not os.access(place, os.W_OK | os.X_OK):
         made = "" if place == os.path.abspath(directory) else f" to make {os.fspath(directory)}"
-        raise StartError(
-            f"cannot write to {place}{made}; start as root or choose another directory"
-        )
+        if os.statvfs(place).f_flag & os.ST_RDONLY:
+            why, remedy = ": its file system is read-only", ""
+        else:
+            why, remedy = "", "start as root or "
+        raise StartError(f"cannot write to {place}{made}{why}; {remedy}choose another directory")
 
 
 def warnings(system: System | None = None) -> list[str]:

@@ -71,6 +71,8 @@ class ServerService(VPNService):
         self._store = SQLiteStore(self._state.store_path)
         self._started = 0.0
         self._unwritten: set[Holder] = set()
+        self._refused: set[Holder] = set()
+        self._complaint: str | None = None
         self._writing: Deferred[Any] | None = None
 
     # -- starting -----------------------------------------------------------------------------
@@ -234,13 +236,26 @@ class ServerService(VPNService):
 
     def _write(self) -> None:
         known = self._store.users()
-        peers = [self.core.peer(*holder) for holder in self._unwritten]
-        self._unwritten.clear()
+        holders = self._unwritten | self._refused
+        self._unwritten, self._refused = set(), set()
+        peers = [self.core.peer(*holder) for holder in holders]
         records = [_record(peer) for peer in peers if peer is not None and peer.user in known]
         if records:
             self._writing = self._store.put_devices(records)
-            self._writing.addErrback(self._write_failed)
+            self._writing.addCallbacks(self._works_again, self._refuse, errbackArgs=(holders,))
             self._writing.addCallback(self._wrote)
+
+    def _refuse(self, failure: Failure, holders: set[Holder]) -> None:
+        """Keep what could not be written (the disk is full, say) for the next write, which any
+        client's rekey brings about, or for the end.
+        """
+        self._write_failed(failure)
+        self._refused |= holders
+
+    def _works_again(self, _: object) -> None:
+        if self._complaint is not None:
+            self._complaint = None
+            self._log.info("{path}: it can be written again", path=self._state.store_path)
 
     def _wrote(self, _: object) -> None:
         self._writing = None
@@ -249,9 +264,15 @@ class ServerService(VPNService):
 
     def _write_failed(self, failure: Failure) -> None:
         failure.trap(StoreError)
-        self._log.error("{reason}", reason=failure.getErrorMessage())
+        self.core.counters["store_write_failed"] += 1
+        complaint = failure.getErrorMessage()
+        if complaint != self._complaint:  # once, not with each login
+            self._log.error("{reason}; trying on", reason=complaint)
+        self._complaint = complaint
 
     async def _all_written(self) -> None:
+        if self._refused and self._writing is None:
+            self._write()
         while self._writing is not None:
             await self._writing
 
