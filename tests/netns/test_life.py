@@ -97,6 +97,18 @@ class LifeTests(SynchronousTestCase):
         )
         self.lab.start_client("kiwi", PASSWORDS["kiwi"])
 
+    def test_sent_while_the_client_was_down(self) -> None:
+        """What the hub's machine sends to a client that is down arrives once it has started, its
+        TUN set up (regression: it came too early and was lost).
+        """
+        _, client = self.up()
+        address = str(self.lab.addresses("kiwi")[0])
+        client.stop()
+        ping = self.lab.spawn("hub", ["ping", "-n", "-c", "1", "-W", "30", address])
+        self.assertEqual(self.sessions(), [])
+        self.lab.start_client("kiwi", PASSWORDS["kiwi"], seconds=None)
+        self.assertEqual(ping.wait(20), 0, ping.text())
+
     def test_both_killed_and_cleaned_up(self) -> None:
         """`kill -9` of hub and child leaves the journal; `pyvpn cleanup` repairs from it."""
         before = snapshot(self.lab, "hub")
