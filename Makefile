@@ -68,6 +68,7 @@ demo:
 
 bench:
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/startup.py
+	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/limits.py
 
 .PHONY: root
 root:
