@@ -27,7 +27,7 @@ from pyvpn.core.events import (
 )
 from pyvpn.core.login import LoginAttempt, LoginFlags, NetworkKeys
 from pyvpn.core.noise import KeyPair
-from pyvpn.core.paths import PROBE_FRAME
+from pyvpn.core.paths import CHALLENGE_SPACING, PROBE_FRAME
 from pyvpn.core.peer import Peer
 from pyvpn.core.polls import (
     CREDIT_BYTES,
@@ -60,6 +60,10 @@ from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 LINK_POLL_SPACING = 0.2
 #: If nothing is heard this long after such a poll, the hub is looked for at its other addresses.
 PROBE_DELAY = 0.3
+#: After a challenge was answered or the endpoint moved, a poll this much later finds out whether
+#: the hub knows: only its endpoint gets a REPLY. Not sooner, or a hub that missed the answer would
+#: not ask again yet (docs/protocol.rst, "Paths").
+PATH_POLL_DELAY = CHALLENGE_SPACING
 #: After BYE 1 everybody would come back at once: each waits a random part of this.
 RESTART_SPREAD = 2.0
 
@@ -328,7 +332,6 @@ class VPNClient(VPNCore[Peer]):
         self._forget(hub, hub.previous)
         hub.previous, hub.current = hub.current, session
         hub.endpoint = endpoint
-        hub.paths.cancel()
         hub.last_heard = now
         self._sessions[session.local_index] = (hub, session)
         self._move(Input.ANSWERED)
@@ -492,6 +495,28 @@ class VPNClient(VPNCore[Peer]):
     def _ask_at(self, session: Session, server: Endpoint, now: float) -> None:
         if self.hub.paths.due(server, now):
             self._ask(self.hub, session, server, PROBE_FRAME, now)
+
+    def _challenge_received(
+        self,
+        peer: Peer,
+        session: Session,
+        challenge: control.PathChallenge,
+        endpoint: Endpoint,
+        now: float,
+    ) -> None:
+        super()._challenge_received(peer, session, challenge, endpoint, now)
+        self._find_out(now)
+
+    def _response_received(
+        self, peer: Peer, response: control.PathResponse, endpoint: Endpoint, now: float
+    ) -> None:
+        super()._response_received(peer, response, endpoint, now)
+        self._find_out(now)
+
+    def _find_out(self, now: float) -> None:
+        """Poll soon: does the hub know where we are?"""
+        if self.hub.current is not None:
+            self._poll_due = min(self._poll_due, now + PATH_POLL_DELAY)
 
     def _say_hello(self, now: float) -> None:
         if self.hub.current is not None:

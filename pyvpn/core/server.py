@@ -308,7 +308,6 @@ class VPNServer(VPNCore[ServerPeer]):
         if peer.next_debit is not None:
             self._admission.confirmed(peer.next_debit)
             peer.next_debit = None
-        peer.paths.cancel()
         self._agree_on_delivery(peer, now)
         if new:
             peer.started = now

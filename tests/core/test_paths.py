@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.core import control
+from pyvpn.core.clientstate import State
 from pyvpn.core.paths import PathValidation
+from pyvpn.core.transport import Session
 from pyvpn.errors import RemoteProtocolError
 from pyvpn.testing.simulation import Endpoint, ip_packet
 from tests.core.scene import Scene
@@ -203,6 +205,38 @@ class InTheCore(SynchronousTestCase):
         self.assertEqual(len(scene.hub.received), 1)
         self.assertEqual(self.sent_there(), [])
 
+    def test_late_ones_from_the_endpoint(self) -> None:
+        """What comes late from the endpoint, overtaken or on the session before, does not void the
+        challenges; what is newer does (control).
+        """
+        scene, hub = self.scene, self.scene.client.core.hub
+        old = hub.current
+        scene.simulation.advance(126)
+        overtaken = scene.sealed(hub, self.to_hub)
+        scene.to_hub(scene.sealed(hub, self.to_hub), self.elsewhere)
+        scene.to_hub(overtaken)
+        scene.to_hub(scene.sealed(hub, self.to_hub, old))
+        self.assertEqual(len(scene.peer.paths.open), 1)
+        scene.sealed_to_hub(self.to_hub)
+        self.assertEqual(scene.peer.paths.open, ())
+
+    def test_the_last_word(self) -> None:
+        """A BYE from elsewhere ends the session and draws nothing, on either side; nor does a
+        challenge behind it in the same read leave a timer that nobody serves.
+        """
+        scene, client = self.scene, self.scene.client
+        hub = client.core.hub
+        bye = control.Bye(0, "x" * 40).pack()
+        ask = control.PathChallenge(bytes(16)).pack(len(bye))
+        both = scene.sealed(scene.peer, bye) + scene.sealed(scene.peer, ask)
+        last = scene.sealed(hub, bye)
+        client.hear(both, len(both) // 2, scene.hub.endpoint)
+        scene.mark()
+        scene.to_hub(last, self.elsewhere)
+        self.assertEqual(scene.sent(), [])
+        scene.simulation.advance(5)
+        self.assertIs(client.core.state, State.UP)
+
     def test_the_client_asks_too(self) -> None:
         """What the hub sends from another address is taken and asked about; the endpoint stays
         until the answer comes from there.
@@ -263,5 +297,50 @@ class InTheCore(SynchronousTestCase):
         old = client.core.hub.current
         scene.simulation.advance(130)
         self.assertIs(old, client.core.hub.previous)
-        self.assertIn(0x51, [d.kind for d in scene.sent() if d.destination == self.elsewhere])
+        there = [d.kind for d in scene.sent() if d.destination == self.elsewhere]
+        self.assertEqual(there, [0x51])
         self.assertEqual(scene.peer.endpoint, client.endpoint)
+        self.assertEqual(scene.hub.core.counters["path_moved"], 0)
+
+    def answered_login(self, source: Endpoint) -> bytes:
+        """Let the hub answer a login from ``source``; the first datagram on that session."""
+        scene = self.scene
+        attempt = scene.attempt()
+        scene.to_hub(attempt.message, source)
+        (answer,) = [d.payload for d in scene.sent() if d.kind == 0x51]
+        keys = attempt.answered(answer)
+        assert scene.peer.next is not None
+        session = Session(
+            send_key=keys.send,
+            receive_key=keys.receive,
+            aes=False,
+            local_index=77,
+            remote_index=scene.peer.next.local_index,
+            inner_mtu=1416,
+            created=scene.now,
+        )
+        head, body = session.seal_burst([control.Poll(bytes(12), 1, 0, 0).pack()])
+        return bytes(head) + bytes(body)
+
+    def test_first_datagrams(self) -> None:
+        """The first datagram on a session does not bring the endpoint along: it is where the 0x51
+        went, or stays where a session that lives has it. Where a session that is over had it does
+        not count.
+        """
+        login, own = place(2), self.scene.client.endpoint
+        for source, over, endpoint in (
+            (place(1), False, login),
+            (login, False, login),
+            (own, False, own),
+            (own, True, login),
+        ):
+            self.setUp()
+            self.scene.client.asleep = True
+            if over:
+                self.scene.sealed_to_hub(control.Bye(0, "").pack())
+            first = self.answered_login(login)
+            self.scene.mark()
+            self.scene.to_hub(first, source)
+            self.assertEqual(self.scene.peer.endpoint, endpoint, (source, over))
+            there = [len(d.payload) for d in self.scene.sent() if d.destination == source]
+            self.assertEqual(there == [FRAME], source != endpoint, (source, over))

@@ -26,6 +26,7 @@ RESTART_SPREAD = 2
 # PROTOCOL 6, "Paths": so many challenges in so many seconds, so many answers a second; bytes of a
 # datagram with either.
 CHALLENGES, CHALLENGE_TIME = 3, 5
+CHALLENGE_SPACING = 0.5
 RESPONSES = 5
 CHALLENGE_SIZE = RESPONSE_SIZE = 32 + 32
 

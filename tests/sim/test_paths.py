@@ -23,6 +23,7 @@ from pyvpn.testing.simulation import (
 from tests.core.scene import Scene
 from tests.sim.rules import (
     CHALLENGE_SIZE,
+    CHALLENGE_SPACING,
     CHALLENGE_TIME,
     CHALLENGES,
     DATA,
@@ -38,6 +39,9 @@ from tests.sim.rules import (
 
 #: What the issue asks for: traffic again after a change of address, in seconds.
 ASKED = 1.0
+#: How long a client listens after a change before it asks at the hub's other addresses.
+PROBE_DELAY = 0.3
+PROBE_SIZE = 96 + 32
 HUB6 = Endpoint(ip_address("2001:db8:1::1"), 5050)
 CLIENT6 = Endpoint(ip_address("2001:db8:2::2"), 12000)
 SECOND = Endpoint(ip_address("198.51.100.2"), 5050)
@@ -86,9 +90,9 @@ class OfTheClient(SynchronousTestCase):
         self.simulation.advance(1)
         self.numbers = count(1)
 
-    def same_session(self) -> None:
+    def same_session(self, logins: int = 1) -> None:
         """Nobody logged in anew."""
-        self.assertEqual(len(times(self.simulation.network.captured, 0)), 1)
+        self.assertEqual(len(times(self.simulation.network.captured, 0)), logins)
         self.assertEqual(self.client.told(Disconnected), [])
 
     def test_rebinding_mid_transfer(self) -> None:
@@ -147,6 +151,42 @@ class OfTheClient(SynchronousTestCase):
         self.assertLessEqual(len(sent), 3)  # two polls, and the answer to the challenge
         self.same_session()
 
+    def test_a_lost_answer(self) -> None:
+        """If the answer to the hub's challenge is lost, a client that only listens finds out within
+        a second (regression: having heard the challenge it was content until its next poll).
+        """
+        simulation, client = self.simulation, self.client
+        lost: list[Datagram] = []
+
+        def lose(datagram: Datagram) -> bool:
+            # The poll is as long, and goes first.
+            own = datagram.source == client.endpoint and len(datagram.payload) == CHALLENGE_SIZE
+            if own and len(lost) < 2:
+                lost.append(datagram)
+            return not own or len(lost) != 2 or datagram is not lost[1]
+
+        simulation.network.passes.append(lose)
+        client.roam(simulation.new_endpoint())
+        took = hub_to_client(simulation, client, self.numbers)
+        self.assertEqual(len(lost), 2)
+        self.assertTrue(CHALLENGE_SPACING < took < ASKED, took)
+        self.same_session()
+
+    def test_faster_than_challenges(self) -> None:
+        """A client that changes addresses faster than it may be challenged is found as soon as that
+        is allowed again, though it only listens and has a second address of the hub to try.
+        """
+        simulation, client = self.simulation, self.client
+        simulation.hub.add_address(SECOND)
+        log_in_to(simulation, client, simulation.hub.endpoint, SECOND)
+        for _ in range(7):
+            client.roam(simulation.new_endpoint())
+            simulation.advance(0.3)
+        self.assertGreater(simulation.hub.core.counters["path_challenges_limited"], 0)
+        took = hub_to_client(simulation, client, self.numbers)
+        self.assertLess(took, CHALLENGE_TIME + ASKED)
+        self.same_session(2)
+
     def test_between_families(self) -> None:
         """From IPv4 to IPv6 and back: the hub is looked for at its other address, within a second,
         without a login.
@@ -159,7 +199,7 @@ class OfTheClient(SynchronousTestCase):
         for here, there in ((CLIENT6, HUB6), (first, simulation.hub.endpoint)):
             client.roam(here)
             took = both_ways(simulation, client, self.numbers)
-            self.assertTrue(ROUND_TRIP < took < ASKED, took)
+            self.assertTrue(ROUND_TRIP < took < PROBE_DELAY + 2 * ROUND_TRIP, took)
             self.assertEqual(client.core.hub.endpoint, there)
             simulation.advance(6)
         self.assertEqual(len(client.told(Connected)), 2)  # of the two starts
@@ -178,9 +218,25 @@ class OfTheClient(SynchronousTestCase):
         self.assertEqual([d for d in captured if d.destination == SECOND], [])
         hub = simulation.hub.endpoint
         simulation.network.passes.append(lambda datagram: datagram.destination != hub)
+        before = len(captured)
         client.roam(simulation.new_endpoint())
         simulation.advance(ASKED)
         self.assertEqual(client.core.hub.endpoint, SECOND)
+        probes = [d.destination for d in captured[before:] if len(d.payload) == PROBE_SIZE]
+        self.assertEqual(probes, [SECOND])
+
+    def test_the_hub_leaves_at_that_moment(self) -> None:
+        """A BYE right after a change of the network leaves nothing due but the next login."""
+        simulation, client = self.simulation, self.client
+        client.roam(simulation.new_endpoint())
+        simulation.advance(0.1)
+        client.core.link_changed(simulation.now)
+        simulation.hub.stop()
+        simulation.hub.asleep = True
+        simulation.advance(30)  # a timer that nobody serves would stop the time
+        simulation.hub.asleep = False
+        simulation.advance(6)
+        self.assertTrue(works_both_ways(simulation, client))
 
     def test_between_login_and_first_packet(self) -> None:
         """A first datagram from another place than the 0x51 went to starts path validation."""
