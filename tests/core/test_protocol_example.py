@@ -12,6 +12,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.core import control
+from pyvpn.core.cookies import CookieChecker, open_cookie_reply
 from pyvpn.core.login import (
     LoginAttempt,
     LoginFlags,
@@ -35,6 +36,9 @@ USER, PASSWORD = "kiwi", "seven green apples"
 CLIENT_INDEX, HUB_INDEX = 0x11223344, 0x55667788
 CLIENT_STAMP = bytes.fromhex("400000006955b90a05000000")
 HUB_STAMP = bytes.fromhex("400000006955b90b1dcd6500")
+COOKIE_SECRET = bytes.fromhex("a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3b4b5b6b7b8b9babbbcbdbebfc0")
+COOKIE_NONCE = bytes.fromhex("c1c2c3c4c5c6c7c8c9cacbcccdcecfd00100000000000000")
+CLIENT_ADDRESS = bytes.fromhex("00000000000000000000ffffcb007105e02e")
 POLL_STAMP = bytes.fromhex("400000006955b90b2cb41780")
 
 # What follows from it.
@@ -66,6 +70,12 @@ INITIATION = bytes.fromhex(
     "b57aedbc8dc23084a50177bdb0893e990d64ebd686b49c13b0196271eeac2f95"
     "00000000000000000000000000000000"
 )
+COOKIE_REPLY = bytes.fromhex(
+    "5201000044332211c1c2c3c4c5c6c7c8c9cacbcccdcecfd00100000000000000"
+    "9a6c28fb62ddd98fe33143f56b4aa56245554775d4c0da5b3992507da86b6d5c"
+)
+COOKIE_VALUE = bytes.fromhex("fcce79b12542840a8870c5534afa5a01")
+MAC2 = bytes.fromhex("d655850601f143b2f4b51d144365ac00")
 RESPONSE = bytes.fromhex(
     "510100008877665544332211d214723afdfe2cddbdc929b18a5e43017e44445f"
     "c5d6c8fcf88b1868c53f395c06621fd9906c514b7ce64f3df804557f6fff6695"
@@ -92,7 +102,7 @@ def in_document(text: str, value: bytes | str) -> bool:
 class ProtocolExampleTests(SynchronousTestCase):
     """The code makes and reads exactly what the document shows."""
 
-    def attempt(self, keys: NetworkKeys) -> LoginAttempt:
+    def attempt(self, keys: NetworkKeys, cookie: bytes = b"") -> LoginAttempt:
         return LoginAttempt(
             keys,
             KeyPair.of(PASSWORD_PRIVATE),
@@ -102,6 +112,7 @@ class ProtocolExampleTests(SynchronousTestCase):
             user=USER,
             flags=LoginFlags.DELIVER_ON_POLL | LoginFlags.AES_256_GCM,
             random_bytes=lambda size: CLIENT_EPHEMERAL,
+            cookie=cookie,
         )
 
     def test_token(self) -> None:
@@ -149,6 +160,20 @@ class ProtocolExampleTests(SynchronousTestCase):
         self.assertEqual((client.send, client.receive), (CLIENT_TO_HUB, HUB_TO_CLIENT))
         self.assertEqual((client.remote_index, client.inner_mtu), (HUB_INDEX, 1416))
 
+    def test_cookie(self) -> None:
+        """The 0x52, its cookie and the mac2 made with that are the document's, both ways."""
+        keys = NetworkKeys.derive(LOGIN_PUBLIC, NETWORK_SECRET)
+        random_bytes = iter((COOKIE_SECRET, COOKIE_NONCE[:16]))
+        hub = CookieChecker(keys.cookie, lambda size: next(random_bytes))
+        reply = hub.reply(INITIATION, CLIENT_INDEX, CLIENT_ADDRESS, 0.0)
+        self.assertEqual(reply, COOKIE_REPLY)
+        self.assertEqual(reply[8:32], COOKIE_NONCE)
+        cookie = open_cookie_reply(reply, keys.cookie, CLIENT_INDEX, INITIATION)
+        self.assertEqual(cookie, COOKIE_VALUE)
+        message = self.attempt(keys, cookie).message
+        self.assertEqual(message, INITIATION[:-16] + MAC2)
+        self.assertTrue(hub.mac2_valid(message, CLIENT_ADDRESS, 0.0))
+
     def test_transport(self) -> None:
         """The client's first datagram, a POLL under AES-256-GCM, is the document's, both ways."""
         poll = control.Poll(POLL_STAMP, seq=1, credit_bytes=0, credit_datagrams=0)
@@ -178,7 +203,7 @@ class ProtocolExampleTests(SynchronousTestCase):
             for name, value in globals().items()
             if name.isupper() and isinstance(value, bytes | str)
         }
-        self.assertEqual(len(values), 29)
+        self.assertEqual(len(values), 35)
         for name, value in values.items():
             self.assertTrue(in_document(text, value) or value == PASSWORD, name)
         self.assertIn(PASSWORD, text)
