@@ -76,6 +76,26 @@ class Hub(SynchronousTestCase):
         simulation.advance(1)
         self.assertEqual(len(times(simulation.network.captured[before:], 0, ANSWER)), 1)
 
+    def test_stamps_of_removed_devices(self) -> None:
+        """The store forgets a device that was unseen for 30 days, its stamp too, to make room for
+        another. After a restart its recorded 0x50 draws nothing all the same: it is too old.
+        """
+        simulation, client = connected()
+        login = simulation.network.captured[0]
+        client.stop()
+        simulation.advance(30 * 86_400)
+        simulation.hub.disk.clear()
+        simulation.hub.restart()
+        before = len(simulation.network.captured)
+        simulation.network.inject(login, simulation.now)
+        simulation.advance(1)
+        self.assertEqual(simulation.network.captured[before:], [])
+        self.assertEqual(simulation.hub.core.counters["login_stamp_old"], 1)
+        client.restart()  # control: the device itself may come back
+        client.start()
+        simulation.advance(0.5)
+        self.assertTrue(works_both_ways(simulation, client))
+
     def test_many_restarts(self) -> None:
         """A hub that dies every minute still carries traffic in between."""
         simulation, client = connected()
