@@ -69,6 +69,7 @@ demo:
 bench:
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/startup.py
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/limits.py
+	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/crashes.py
 
 .PHONY: root
 root:
