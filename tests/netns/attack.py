@@ -81,11 +81,14 @@ class Found:
         return 100 * self.flooded / self.quiet
 
 
-def measure(lab: Lab, *, rounds: int, seconds: float, megabits: int = 0) -> Found:
+def measure(
+    lab: Lab, *, rounds: int, seconds: float, megabits: int = 0, favoured: bool = False
+) -> Found:
     """Have Kiwi send, measure ``rounds`` times without and with the flood, let Pa log in under it.
 
     :param seconds: the length of each measurement.
     :param megabits: how much Kiwi sends in a second, 0: as much as it can.
+    :param favoured: whether all of this goes before whatever else the machine has to do.
     """
     hub = lab.start_hub(PASSWORDS)
     for host in PASSWORDS:
@@ -98,11 +101,14 @@ def measure(lab: Lab, *, rounds: int, seconds: float, megabits: int = 0) -> Foun
     source = _SOURCE.format(port=INNER_PORT, megabits=megabits)
     lab.spawn("kiwi", [sys.executable, "-c", source], "source")
     sink.wait_for_text(r"\d\n")
+    if favoured:
+        for process in lab.processes:
+            _favour(process)
     quiet, flooded, logins = [], [], []
     login = 0.0
     for number in range(rounds):
         quiet.append(_goodput(sink, seconds))
-        with _flood(lab, hub.state_dir) as rates:
+        with _flood(lab, hub.state_dir, favoured) as rates:
             flooded.append(_goodput(sink, seconds))
             if number == 0:
                 client = lab.start_client("pa", PASSWORDS["pa"], seconds=None)
@@ -113,12 +119,14 @@ def measure(lab: Lab, *, rounds: int, seconds: float, megabits: int = 0) -> Foun
 
 
 @contextlib.contextmanager
-def _flood(lab: Lab, state_dir: Path) -> Iterator[list[float]]:
+def _flood(lab: Lab, state_dir: Path, favoured: bool) -> Iterator[list[float]]:
     """Flood the hub; the list holds the rates that it counted when the flood is over."""
     before, rates = _counters(lab), list[float]()
     hub, port = lab.hosts["hub"].ipv4, str(PORT)
     argv = [sys.executable, Path(__file__).resolve(), hub, port, state_dir, "100"]
     process = lab.spawn(INET, [*argv, str(STRANGERS), str(LOGINS)], "flood")
+    if favoured:
+        _favour(process)
     under = "under_load"
     process.wait_until(lambda: _counters(lab)[under] > before[under], "load at the hub", 15)
     before, began = _counters(lab), time.monotonic()
@@ -127,6 +135,13 @@ def _flood(lab: Lab, state_dir: Path) -> Iterator[list[float]]:
     process.stop()
     for name in ("mac1_invalid", "cookie_demanded"):
         rates.append((after[name] - before[name]) / (ended - began))
+
+
+def _favour(process: Process) -> None:
+    """Have a process go before those of other sessions, whose nice values do not compare."""
+    os.setpriority(os.PRIO_PROCESS, process.pid, -19)
+    with contextlib.suppress(OSError):  # a kernel without autogroups: nice values do compare
+        Path(f"/proc/{process.pid}/autogroup").write_text("-19")
 
 
 def _goodput(sink: Process, seconds: float) -> float:
