@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.core.clientstate import State
-from pyvpn.core.control import Frame, Reply
+from pyvpn.core.control import Frame, Poll, Reply
 from pyvpn.core.events import Connected, Disconnected
 from pyvpn.core.login import LoginFlags
 from pyvpn.core.mailbox import Mailbox
@@ -297,25 +297,77 @@ class Fetching(SynchronousTestCase):
         self.assertEqual([reply.queued for reply in replies[:2]], [left, 0])
 
     def test_not_before_it_is_set_up(self) -> None:
-        """A client gives no credit before its TUN has the hub's addresses: it is kept for it."""
+        """A client gives no credit before its TUN has the hub's addresses: it is kept for it. So
+        after a start, and after an outage in which its session ended.
+        """
+        for outage in (False, True):
+            simulation, client = polling()
+            act, configured = client._event, []
+
+            def slowly(event: object, act: Any = act, configured: Any = configured) -> None:
+                (configured.append if hasattr(event, "config") else act)(event)
+
+            client._event = slowly  # type: ignore[method-assign]
+            if outage:
+                cut(simulation)
+                simulation.advance(190)
+                heal(simulation)
+                simulation.advance_until(lambda c=client: c.core.hub.current, 310)
+            else:
+                client.restart()
+                client.start()
+            sent = mail(simulation, client, *range(3))
+            simulation.advance(5)
+            self.assertEqual(client.core.state, State.UP)
+            self.assertEqual(client.received, [])
+            act(configured[0])
+            client.drain()
+            simulation.advance(1 / MOST_POLLS + ROUND_TRIP)
+            self.assertEqual(client.received, sent)
+
+    def test_credit(self) -> None:
+        """Only who was granted delivery on poll gives credit."""
+        for flags in (POLLING, LoginFlags(0)):
+            simulation, _ = connected(flags=flags, poll_interval=1.0)
+            found: list[Poll] = []
+            take = simulation.hub.core._control_received
+
+            def control_received(
+                peer: Any, session: Any, frame: Frame, *rest: Any, take: Any = take, to: Any = found
+            ) -> None:
+                if isinstance(frame, Poll):
+                    to.append(frame)
+                take(peer, session, frame, *rest)
+
+            simulation.hub.core._control_received = control_received  # type: ignore[method-assign]
+            simulation.advance(3)
+            credit = {(poll.credit_bytes, poll.credit_datagrams) for poll in found}
+            self.assertEqual(credit, {(256 << 10, 128)} if flags else {(0, 0)})
+
+    def test_an_old_reply(self) -> None:
+        """A REPLY that comes after the next poll was sent causes no further one."""
         simulation, client = polling()
-        client.restart()
-        client.received.clear()
-        act, configured = client._event, []
+        simulation.network.weather.delay = 1.25
+        simulation.advance(3)
+        mail(simulation, client, *range(MAILBOX_PACKETS))
+        start = simulation.now
+        simulation.advance(20)
+        asked = polls(simulation, client, start)
+        gaps = [after - before for before, after in pairwise(asked)]
+        self.assertGreater(min(gaps), 0.99)
+        self.assertEqual(len(client.received), MAILBOX_PACKETS)
 
-        def slowly(event: object) -> None:
-            (configured.append if hasattr(event, "config") else act)(event)
-
-        client._event = slowly  # type: ignore[method-assign]
-        sent = mail(simulation, client, *range(3))
-        client.start()
-        simulation.advance(5)
-        self.assertEqual(client.core.state, State.UP)
-        self.assertEqual(client.received, [])
-        act(configured[0])
-        client.drain()
-        simulation.advance(ROUND_TRIP)
-        self.assertEqual(client.received, sent)
+    def test_first_on_a_session(self) -> None:
+        """The first datagram on each session is a poll, however short ago the last one was."""
+        simulation, client = connected(flags=POLLING, poll_interval=0.05)
+        simulation.network.weather.delay = 0.001
+        session = client.core.hub.current
+        simulation.advance_until(lambda: client.core.hub.current is not session, 130)
+        (last,) = simulation.network.captured[-1:]
+        self.assertEqual((last.time, len(last.payload)), (simulation.now, POLL_SIZE))
+        self.assertEqual(
+            last.payload[4:8], client.core.hub.current.remote_index.to_bytes(4, "little")
+        )
 
 
 class Sessions(SynchronousTestCase):
@@ -343,6 +395,25 @@ class Sessions(SynchronousTestCase):
         client.start()
         simulation.advance(1)
         self.assertEqual(client.received, sent)
+
+    def test_a_clock_set_back(self) -> None:
+        """Each session has stamps of its own: a wall clock that was set back disturbs no poll."""
+        simulation, client = polling()
+        client.wall_step = -3600 * 10**9
+        session = client.core.hub.current
+        simulation.advance_until(lambda: client.core.hub.current is not session, 130)
+        sent = mail(simulation, client, *range(3))
+        simulation.advance(POLL_INTERVAL_OF_POLL + ROUND_TRIP)
+        self.assertEqual(client.received, sent)
+        self.assertEqual(simulation.hub.core.counters["poll_out_of_order"], 0)
+
+    def test_of_a_device_that_is_forgotten(self) -> None:
+        """The mail of a device that was removed is gone with it."""
+        simulation, client = polling()
+        mail(simulation, client, *range(10))
+        self.assertGreater(simulation.hub.core._mail.octets, 0)
+        simulation.hub.core.forget_device(client.user, client.device, simulation.now)
+        self.assertEqual(simulation.hub.core._mail.octets, 0)
 
     def test_to_push(self) -> None:
         """A client that comes back without the flag gets at once what waits, in order, and then
