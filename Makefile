@@ -70,6 +70,7 @@ bench:
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/startup.py
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/limits.py
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/crashes.py
+	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/recovery.py
 
 .PHONY: root
 root:
