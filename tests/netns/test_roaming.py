@@ -21,8 +21,8 @@ from tests.netns.lab import INET, Lab, Process, built_for
 from tests.netns.pings import Pings
 
 PASSWORD = "correct horse kiwi"
-#: Asked is traffic again after 1 s, which bench/recovery.py measures. On a machine that is busy with
-#: other tests it may be a little more; without path validation it would be 4 s, or 8 with a login.
+#: Asked is traffic again after 1 s, which bench/recovery.py measures. On a machine busy with other
+#: tests it may be a little more; without path validation it would be 4 s, or 8 with a login.
 AGAIN = 2.5
 #: Nothing heard from the hub for 4, 6, 8 s after data: then a new login.
 DEAD = 8.0
