@@ -106,6 +106,7 @@ class ServerPeer(Peer):
         "config_revision",
         "config_tries",
         "device",
+        "hello_after",
         "hold_due",
         "lease",
         "mailbox",
@@ -138,6 +139,8 @@ class ServerPeer(Peer):
         self.config_tries = 0
         self.config_due = NEVER
         self.pending_hello = False
+        #: Until then another HELLO is too many.
+        self.hello_after = -NEVER
         #: Until then, at most, packets wait for the client's CONFIG_ACK; NEVER: none need to.
         self.hold_due = NEVER
         #: Whether *next* agreed on delivery on poll.

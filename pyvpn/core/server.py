@@ -42,6 +42,8 @@ CLOCK_NEVER_SET = tai64n.pack(1_704_067_200_000_000_000)
 KNOWN_TIME = 30 * 86_400_000_000_000  # ns
 #: A device that the hub has no stamp of must come with one that is no older.
 PAST_STAMP = 86_400_000_000_000  # ns
+#: Seconds between HELLOs of a session: each is a decision and a write. Clients wait 1 s.
+HELLO_SPACING = 0.5
 #: Packets wait for a new connection's CONFIG_ACK, since its client drops what comes before it has
 #: addresses; but no longer than CONFIG is repeated (docs/protocol.rst, "HELLO and CONFIG").
 HOLD_TIME = CONFIG_INTERVAL * CONFIG_TRIES
@@ -309,6 +311,7 @@ class VPNServer(VPNCore[ServerPeer]):
             self._admission.confirmed(peer.next_debit)
             peer.next_debit = None
         self._agree_on_delivery(peer, now)
+        peer.hello_after = -NEVER
         if new:
             peer.started = now
             peer.hold_due = now + HOLD_TIME
@@ -461,6 +464,9 @@ class VPNServer(VPNCore[ServerPeer]):
     ) -> None:
         if peer.pending_hello:
             return  # a repetition, while the decision is being made
+        if now < peer.hello_after:
+            raise RemoteProtocolError("hello_too_often")
+        peer.hello_after = now + HELLO_SPACING
         peer.pending_hello = True
         peer.polls.login(now)
         peer.hold_due = now + HOLD_TIME

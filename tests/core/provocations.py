@@ -88,6 +88,14 @@ def stamp_replayed(scene: Scene) -> None:
     scene.to_hub(message)
 
 
+def hello_too_often(scene: Scene) -> None:
+    scene.simulation.advance(1)
+    hello = control.Hello(None, None, "").pack()
+    scene.sealed_to_hub(hello)
+    scene.mark()
+    scene.sealed_to_hub(hello)
+
+
 def poll_too_often(scene: Scene) -> None:
     scene.simulation.advance(1)
     for _ in range(5):
@@ -322,6 +330,7 @@ SERVER: dict[str, Provocation] = {
     ),
     "control_unsendable": hub_unsendable,
     "poll_too_often": poll_too_often,
+    "hello_too_often": hello_too_often,
     "poll_out_of_order": poll_out_of_order,
     "poll_held_back": poll_held_back,
     "poll_old_session": poll_old_session,

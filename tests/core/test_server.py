@@ -367,6 +367,7 @@ class Control(SynchronousTestCase):
     def test_hello_again_while_it_is_decided(self) -> None:
         """A repeated HELLO asks the owner once."""
         scene = Scene()
+        scene.simulation.advance(1)
         asked: list[object] = []
         scene.hub._event = asked.append  # type: ignore[method-assign]
         hello = control.Hello(None, None, "kiwi").pack()
@@ -378,6 +379,7 @@ class Control(SynchronousTestCase):
     def test_a_session_that_ended_while_its_lease_was_decided(self) -> None:
         """The decision comes too late and does nothing: no bytes, no lease routed."""
         scene = Scene()
+        scene.simulation.advance(1)
         asked: list[LeaseRequested] = []
         scene.hub._event = asked.append  # type: ignore[method-assign,assignment]
         scene.sealed_to_hub(control.Hello(None, None, "").pack())
@@ -430,6 +432,7 @@ class Leases(SynchronousTestCase):
     def test_without_ipv6(self) -> None:
         """A lease without an IPv6 address is told as such."""
         scene = Scene()
+        scene.simulation.advance(1)
         asked: list[LeaseRequested] = []
         scene.hub._event = asked.append  # type: ignore[method-assign,assignment]
         scene.sealed_to_hub(control.Hello(None, None, "").pack())
