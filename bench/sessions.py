@@ -108,7 +108,7 @@ class Hub:
     def datagrams(
         self, order: list[int], run: int, now: float
     ) -> list[tuple[bytes, int, UDPEndpoint]]:
-        """Seal packets from the clients in that order, ``run`` of each, as the hub will get them."""
+        """Seal packets from the clients in that order, ``run`` of each, as the hub gets them."""
         sessions: dict[int, Session] = {}
         sealed = []
         for which in order:

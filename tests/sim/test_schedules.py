@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.core.clientstate import State
+from pyvpn.core.login import LoginFlags
 from pyvpn.testing.simulation import Datagram, Simulation, Weather, numbered_packet
 from tests.sim.rules import ANSWER, DATA, HUB4, LOGIN, cut, heal, with_client, works_both_ways
 
@@ -30,7 +31,11 @@ class Life:
 
     def __init__(self, seed: int) -> None:
         self.simulation = Simulation(seed)
-        self.clients = [with_client(self.simulation), with_client(self.simulation, "bob", "pw")]
+        polls = {"flags": LoginFlags.DELIVER_ON_POLL, "poll_interval": 0.5}
+        self.clients = [
+            with_client(self.simulation),
+            with_client(self.simulation, "bob", "pw", **polls),
+        ]
         for client in self.clients:
             client.start()
         self.simulation.advance(1)
