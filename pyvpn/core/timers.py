@@ -37,10 +37,12 @@ class KeepaliveTimer:
     def __init__(self) -> None:
         self.due = NEVER
 
-    def data_received(self, now: float) -> None:
-        """Call when an authenticated packet that is not control arrived."""
-        if self.due == NEVER:
-            self.due = now + KEEPALIVE_TIMEOUT
+    def data_received(self, now: float) -> bool:
+        """Call when an authenticated packet that is not control arrived; True: ``due`` is new."""
+        if self.due != NEVER:
+            return False
+        self.due = now + KEEPALIVE_TIMEOUT
+        return True
 
     def any_authenticated_packet_sent(self) -> None:
         """Call when anything was sealed and sent."""
