@@ -71,6 +71,7 @@ bench:
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/limits.py
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/crashes.py
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/recovery.py
+	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/sessions.py
 
 .PHONY: root
 root:
