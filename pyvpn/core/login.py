@@ -124,6 +124,22 @@ class TransportKeys:
     inner_mtu: int
 
 
+def _handshake(
+    keys: NetworkKeys, static: KeyPair, random_bytes: RandomBytes, *, initiator: bool
+) -> HandshakeState:
+    """Begin a handshake with one side's own key pair."""
+    return HandshakeState(
+        _NAME,
+        IK_PSK0_PSK2,
+        initiator=initiator,
+        prologue=keys.prologue,
+        static=static,
+        remote_static=keys.login_public if initiator else b"",
+        psks=(keys.psk0, keys.psk2),
+        random_bytes=random_bytes,
+    )
+
+
 class LoginAttempt:
     """The client's side of one handshake: writes one 0x50 and reads the 0x51 that answers it."""
 
@@ -145,16 +161,7 @@ class LoginAttempt:
         self._keys = keys
         self._offered = flags
         self.index = index
-        self._state = HandshakeState(
-            _NAME,
-            IK_PSK0_PSK2,
-            initiator=True,
-            prologue=keys.prologue,
-            static=static,
-            remote_static=keys.login_public,
-            psks=(keys.psk0, keys.psk2),
-            random_bytes=random_bytes,
-        )
+        self._state = _handshake(keys, static, random_bytes, initiator=True)
         name = user.encode()
         payload = _PAYLOAD1.pack(VERSION, flags, 0, index, stamp, device, len(name), name, bytes(3))
         prefix = _PREFIX.pack(INITIATION, VERSION, 0, index)
@@ -228,15 +235,7 @@ class LoginRequest:
         """
         self.remote_index = sender_index(message)
         self._keys = keys
-        self._state = HandshakeState(
-            _NAME,
-            IK_PSK0_PSK2,
-            initiator=False,
-            prologue=keys.prologue,
-            static=login_key,
-            psks=(keys.psk0, keys.psk2),
-            random_bytes=random_bytes,
-        )
+        self._state = _handshake(keys, login_key, random_bytes, initiator=False)
         payload = self._state.read_message(message[_PREFIX.size : -_MACS])
         self.public_key = self._state.rs
         if len(payload) != _PAYLOAD1.size:
