@@ -18,23 +18,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from figures import heading, show
+
 from tests.state import fire, temporary_directory
 
 KILLS = 200
 SECONDS = 60.0
 
-ROW = "{:<46} {:>10} {:>24}  {}"
-
-
-def show(what: str, asked: str, measured: str, met: bool) -> bool:
-    print(ROW.format(what, asked, measured, "met" if met else "NOT MET"), flush=True)
-    return met
-
 
 def main() -> int:
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else secrets.randbelow(10**6)
     print(f"seed {seed}")
-    print(ROW.format("figure", "asked", "measured", ""))
+    heading()
     started, met, kills = time.monotonic(), True, 0
     places = (Path(tempfile.mkdtemp(prefix="pyvpn-")), temporary_directory())
     try:

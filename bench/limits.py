@@ -34,6 +34,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from figures import show
 from twisted.internet import defer, reactor, task
 
 from pyvpn.config import ServerConfig
@@ -60,13 +61,6 @@ ASKED_LOGIN_TIME = 10.0  # seconds
 STRANGERS = 300_000
 LOGINS, SOURCES = 2_000, 1_000
 TURN = 64
-
-ROW = "{:<50} {:>12} {:>26}  {}"
-
-
-def show(what: str, asked: str, measured: str, met: bool) -> bool:
-    print(ROW.format(what, asked, measured, "met" if met else "NOT MET"), flush=True)
-    return met
 
 
 def source(number: int) -> UDPEndpoint:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from figures import heading, show
+
 from tests.netns.lab import Lab, LabError, Process, Server, why_not
 from tests.netns.pings import Pings
 from tests.netns.test_life import restart
@@ -32,8 +34,6 @@ PAUSE = 5.0  # seconds: 3 challenges in so many
 RUNS = 5
 PASSWORD = "seven green apples"
 BOTH_FAMILIES = "198.51.100.2:5050,[2001:db8:1::2]:5050"
-
-ROW = "{:<54} {:>10} {:>24}  {}"
 
 #: Each pair is a change of Kiwi's network and the way back.
 OTHER_ADDRESS = (
@@ -59,12 +59,10 @@ OTHER_FAMILY = (
 IPV6_AGAIN = ("address add 2001:db8:2::2/64 dev eth0", "-6 route replace default via 2001:db8:2::1")
 
 
-def show(what: str, asked: float, times: list[float]) -> bool:
+def show_times(what: str, asked: float, times: list[float]) -> bool:
     median = statistics.median(times)
     spread = f"{median:.2f} s ({min(times):.2f}–{max(times):.2f})"
-    met = median <= asked
-    print(ROW.format(what, f"≤ {asked:g} s", spread, "met" if met else "NOT MET"), flush=True)
-    return met
+    return show(what, f"≤ {asked:g} s", spread, median <= asked)
 
 
 def change(lab: Lab, *lines: str) -> None:
@@ -94,8 +92,8 @@ def addresses(lab: Lab) -> bool:
         for lines in OTHER_FAMILY:
             family.append(silence(lab, lambda lines=lines: change(lab, *lines)))  # type: ignore[misc]
         change(lab, *IPV6_AGAIN)
-    met = show("client address change → traffic again, median", ASKED_ADDRESS, moved)
-    return show("IPv4 ↔ IPv6 → traffic again, median", ASKED_ADDRESS, family) and met
+    met = show_times("client address change → traffic again, median", ASKED_ADDRESS, moved)
+    return show_times("IPv4 ↔ IPv6 → traffic again, median", ASKED_ADDRESS, family) and met
 
 
 def hub_down(lab: Lab, hub: Server, process: Process, how: signal.Signals) -> tuple[float, Process]:
@@ -118,7 +116,7 @@ def main() -> int:
     if reason is not None:
         print(f"nothing can be measured here: {reason}", file=sys.stderr)
         return 2
-    print(ROW.format("figure", "asked", "measured", ""))
+    heading()
     with Lab() as lab:
         hub = lab.start_hub({"kiwi": PASSWORD})
         lab.join("kiwi")
@@ -131,7 +129,7 @@ def main() -> int:
                 seconds, process = hub_down(lab, hub, process, how)
                 times.append(seconds)
             row = f"hub down {DOWN:g} s ({what}) → traffic after it is up, median"
-            met &= show(row, ASKED_HUB, times)
+            met &= show_times(row, ASKED_HUB, times)
     return 0 if met else 1
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from figures import heading, show
+
 from tests.netns.lab import Lab, LabError, why_not
 
 DEMO = Path(__file__).resolve().parent.parent / "contrib" / "demo.py"
@@ -27,13 +29,6 @@ ASKED_MEMORY = 60.0  # MiB
 ASKED_DEMO = 90.0  # seconds
 STARTS = 5
 PASSWORD = "seven green apples"
-
-ROW = "{:<46} {:>10} {:>24}  {}"
-
-
-def show(what: str, asked: str, measured: str, met: bool) -> bool:
-    print(ROW.format(what, asked, measured, "met" if met else "NOT MET"), flush=True)
-    return met
 
 
 def start_times(lab: Lab) -> list[float]:
@@ -91,7 +86,7 @@ def main() -> int:
     if reason is not None:
         print(f"nothing can be measured here: {reason}", file=sys.stderr)
         return 2
-    print(ROW.format("figure", "asked", "measured", ""))
+    heading()
     with Lab() as lab:
         server = lab.start_hub({"kiwi": PASSWORD})
         met = hub_memory(server.process.pid)

@@ -34,7 +34,6 @@ from pyvpn.linux.preflight import ipv6_available, subnet_free
 from pyvpn.service.base import Surroundings, VPNService
 from pyvpn.service.twistd import Process
 from pyvpn.state.identity import ClientIdentity
-from pyvpn.tx.endpoint import UDPEndpoint
 from pyvpn.tx.linkmonitor import LinkMonitor
 from pyvpn.tx.protocol import PortLost, VPNClientProtocol
 from pyvpn.tx.timer import boottime
@@ -83,7 +82,6 @@ class ClientService(VPNService):
         self._applying = DeferredLock()
         self._saving = DeferredLock()
         self._resolving = False
-        self._connected_to: UDPEndpoint | None = None
         self._applied: tuple[str, ...] = ()
 
     # -- starting -----------------------------------------------------------------------------

@@ -142,11 +142,16 @@ class ServerService(VPNService):
                     lease = self._pool.leases()[holder]
             self.core.restore_device(*holder, device.name, device.stamp, lease)
 
-    def _system_state(self) -> SystemState:
+    def _addresses(self) -> list[str]:
+        """Return the hub's own inner addresses with their prefix lengths."""
         pool = self._pool
-        addresses = [Address(f"{pool.hub4}/{pool.network4.prefixlen}")]
+        addresses = [f"{pool.hub4}/{pool.network4.prefixlen}"]
         if pool.network6 is not None:
-            addresses.append(Address(f"{pool.hub6}/{pool.network6.prefixlen}"))
+            addresses.append(f"{pool.hub6}/{pool.network6.prefixlen}")
+        return addresses
+
+    def _system_state(self) -> SystemState:
+        addresses = [Address(interface) for interface in self._addresses()]
         return SystemState(
             links=(Link(self._config.tun, self._config.mtu, tuple(addresses)),),
             sysctls=hub_sysctls(self._config.tun),
@@ -188,7 +193,9 @@ class ServerService(VPNService):
         elif isinstance(event, SessionConfirmed):
             self._remember((event.user, event.device))
             if event.new:
-                self._log.info("{user} is connected from {endpoint}", **_told(event))
+                self._log.info(
+                    "{user} is connected from {endpoint}", user=event.user, endpoint=event.endpoint
+                )
         elif isinstance(event, SessionEnded):
             self._log.info("{user} is disconnected: {reason}", user=event.user, reason=event.reason)
         elif isinstance(event, PortLost):
@@ -305,15 +312,11 @@ class ServerService(VPNService):
             "uptime": now - self._started,
             "port": self._udp.localPort,
             "endpoint": self._store.setting(ENDPOINT_SETTING),
-            "addresses": [address.interface for address in self._system_state().links[0].addresses],
+            "addresses": self._addresses(),
             "clock_behind": self.core.clock_behind(),
             "sessions": [_session(peer, now) for peer in self.core.connected_peers()],
             "counters": self._traffic_counters(),
         }
-
-
-def _told(event: SessionConfirmed) -> dict[str, Any]:
-    return {"user": event.user, "endpoint": event.endpoint}
 
 
 def _record(peer: ServerPeer) -> Device:
