@@ -20,8 +20,10 @@ class Burst(NamedTuple):
 
     ``buffers`` is flat, ``[head, body, head, body, …]``: exactly two buffers a datagram, the body
     possibly empty. Every datagram is ``size`` bytes long, only the last may be shorter.
+    ``fragment``: they may be longer than the path takes, so they leave without DF.
     """
 
     endpoint: Endpoint
     buffers: list[Buffer]
     size: int
+    fragment: bool = False
