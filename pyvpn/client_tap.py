@@ -10,6 +10,7 @@ from pyvpn.config import ClientConfig, read_password_file
 from pyvpn.errors import ConfigError
 from pyvpn.linux import preflight
 from pyvpn.linux.commandline import wipe_argument
+from pyvpn.linux.cpu import cipher_warnings
 from pyvpn.service.base import Surroundings
 from pyvpn.service.client import ClientService
 from pyvpn.service.options import ServiceOptions
@@ -41,6 +42,7 @@ class Options(ServiceOptions):
         ["port", None, None, "local UDP port, 0 for any [default: 12000, or a free one]"],
         ["tun", None, None, "name of the TUN interface [default: leamit0]"],
         ["mtu", None, None, "largest inner packet [default: the hub's]"],
+        ["cipher", None, None, "auto, aes-256-gcm or chacha20-poly1305 [default: auto]"],
         ["deliver", None, None, "push or poll: when the hub sends what is for us [default: push]"],
         ["poll-interval", None, None, "seconds between polls [default: 25 with push, 1 with poll]"],
         ["state-dir", None, None, "device id and logs [default: /var/lib/pyvpn]"],
@@ -69,6 +71,8 @@ class Options(ServiceOptions):
         if self.config.port_explicit:
             preflight.udp_port_free(self.config.port, self.config.interface)
         preflight.writable(self.config.state_dir)
+        for line in cipher_warnings(self.config.cipher):
+            self.warn(line)
         self.place_files(self.config.files)
         self.password = self._password()
 

@@ -25,8 +25,10 @@ from pyvpn.token import NetworkToken, user_name
 from pyvpn.values import (
     PROFILE_NAME,
     Address,
+    Cipher,
     Deliver,
     address,
+    cipher,
     deliver,
     directory,
     endpoints,
@@ -41,11 +43,13 @@ from pyvpn.values import (
     profile_name,
     subnet4,
     subnet6,
+    switch,
     tun_name,
 )
 
 __all__ = [  # the parsers of single values belong to this module's face too
     "Address",
+    "Cipher",
     "ClientConfig",
     "Deliver",
     "InstanceFiles",
@@ -53,6 +57,7 @@ __all__ = [  # the parsers of single values belong to this module's face too
     "ServerConfig",
     "address",
     "choose_profile",
+    "cipher",
     "deliver",
     "directory",
     "endpoints",
@@ -102,12 +107,17 @@ def _text(parse: Callable[[str], Any]) -> _Key:
     return _Key((str,), parse)
 
 
+def _flag() -> _Key:
+    return _Key((bool,), switch)
+
+
 def _integer(parse: Callable[[str], Any]) -> _Key:
     return _Key((int,), parse)
 
 
 _TYPE_NAMES: Final = {
     str: "text in quotes",
+    bool: "true or false",
     int: "a whole number",
     float: "a number",
     list: 'a list like ["a", "b"]',
@@ -157,9 +167,14 @@ def _file_value(path: Path, text: str, keys: Mapping[str, _Key], key: str, value
     if not all(isinstance(item, str | int | float) for item in items):
         raise wrong(f"must be {_TYPE_NAMES[list]}")
     try:
-        return keys[key].parse(",".join(str(item) for item in items))
+        return keys[key].parse(",".join(map(_spelled, items)))
     except ConfigError as error:
         raise wrong(error.message) from None
+
+
+def _spelled(item: object) -> str:
+    """A value as people write it, which is what the parsers take."""
+    return str(item).lower() if isinstance(item, bool) else str(item)
 
 
 def _options(overrides: Mapping[str, object], keys: Mapping[str, _Key]) -> dict[str, Any]:
@@ -169,9 +184,14 @@ def _options(overrides: Mapping[str, object], keys: Mapping[str, _Key]) -> dict[
         key = name.replace("-", "_")
         if key not in keys or given is None:
             continue
+        if keys[key].types == (bool,):
+            # A flag can only be given; that it is not given does not take back the file's word.
+            if given:
+                values[key] = True
+            continue
         items = given if isinstance(given, list | tuple) else [given]
         try:
-            values[key] = keys[key].parse(",".join(str(item) for item in items))
+            values[key] = keys[key].parse(",".join(map(_spelled, items)))
         except ConfigError as error:
             raise ConfigError(error.message, path="--" + key.replace("_", "-")) from None
     return values
@@ -248,6 +268,8 @@ _SERVER_KEYS: Final[Mapping[str, _Key]] = {
     "subnet6": _text(subnet6),
     "tun": _text(tun_name),
     "mtu": _integer(mtu),
+    "cipher": _text(cipher),
+    "relay": _flag(),
     "endpoint": _Key((str, list), _checked_endpoints),
     "state_dir": _text(directory),
     "run_dir": _text(directory),
@@ -264,6 +286,8 @@ class ServerConfig:
     subnet6: Literal["auto"] | IPv6Network | None = "auto"
     tun: str = TUN_NAME
     mtu: int = INNER_MTU
+    cipher: Cipher = "auto"
+    relay: bool = False
     endpoint: str | None = None
     state_dir: Path = STATE_DIR
     run_dir: Path = RUN_DIR
@@ -319,6 +343,7 @@ _CLIENT_SETTINGS: Final[Mapping[str, _Key]] = {
     "deliver": _text(deliver),
     "poll_interval": _Key((int, float), interval),
     "mtu": _integer(mtu),
+    "cipher": _text(cipher),
 }
 _PROFILE_KEYS: Final[Mapping[str, _Key]] = {
     "servers": _Key((str, list), _servers),
@@ -360,6 +385,7 @@ class Profile:
     deliver: Deliver | None = None
     poll_interval: float | None = None
     mtu: int | None = None
+    cipher: Cipher | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
@@ -459,6 +485,7 @@ class ClientConfig:
     state_dir: Path = STATE_DIR
     profile: str = "default"
     mtu: int | None = None
+    cipher: Cipher = "auto"
     password_file: Path | None = None
 
     @classmethod

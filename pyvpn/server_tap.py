@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyvpn.config import ServerConfig
 from pyvpn.linux import preflight
+from pyvpn.linux.cpu import cipher_warnings
 from pyvpn.service.base import Surroundings
 from pyvpn.service.options import ServiceOptions
 from pyvpn.service.server import ServerService
@@ -23,10 +24,15 @@ class Options(ServiceOptions):
         ["subnet6", None, None, "its IPv6 subnet: auto, none or a subnet [default: auto]"],
         ["tun", None, None, "name of the TUN interface [default: leamit0]"],
         ["mtu", None, None, "largest inner packet, 1280 to 65535 bytes [default: 1416]"],
+        ["cipher", None, None, "auto, aes-256-gcm or chacha20-poly1305 [default: auto]"],
         ["endpoint", None, None, "HOST[:PORT] by which clients reach this hub, for join links"],
         ["state-dir", None, None, "keys, accounts and logs [default: /var/lib/pyvpn]"],
         ["run-dir", None, None, "pid file, control socket [default: /run/pyvpn]"],
         ["config", None, None, "a TOML file with these options, hyphens written as underscores"],
+    ]
+
+    optFlags = [
+        ["relay", None, "hand packets from client to client without the kernel"],
     ]
 
     config: ServerConfig
@@ -40,7 +46,7 @@ class Options(ServiceOptions):
         )
         preflight.udp_port_free(config.port, config.interface)
         preflight.writable(config.state_dir)
-        for line in preflight.warnings():
+        for line in (*preflight.warnings(), *cipher_warnings(config.cipher)):
             self.warn(line)
         self.place_files(config.files)
 

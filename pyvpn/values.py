@@ -25,6 +25,7 @@ from pyvpn.token import host_and_port
 N = TypeVar("N", IPv4Network, IPv6Network)
 Address = IPv4Address | IPv6Address
 Deliver = Literal["push", "poll"]
+Cipher = Literal["auto", "aes-256-gcm", "chacha20-poly1305"]
 
 MIN_MTU: Final = 1280  # below it the kernel deletes the device's IPv6 addresses
 MAX_TUN_NAME: Final = 15  # IFNAMSIZ less the closing zero
@@ -73,6 +74,24 @@ def deliver(text: str) -> Deliver:
     if text == "poll":
         return "poll"
     raise ConfigError(f"'{text}' is not a way of delivery; choose push or poll")
+
+
+def cipher(text: str) -> Cipher:
+    """The cipher of the transport: ``auto`` leaves it to what the processors are good at."""
+    if text == "auto":
+        return "auto"
+    if text == "aes-256-gcm":
+        return "aes-256-gcm"
+    if text == "chacha20-poly1305":
+        return "chacha20-poly1305"
+    raise ConfigError(f"'{text}' is not a cipher; choose auto, aes-256-gcm or chacha20-poly1305")
+
+
+def switch(text: str) -> bool:
+    """``true`` or ``false``, as TOML has them."""
+    if text in ("true", "false"):
+        return text == "true"
+    raise ConfigError(f"'{text}' is neither true nor false")
 
 
 def address(text: str) -> Address:

@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn import client_tap, server_tap
 from pyvpn.config import Profile
-from pyvpn.linux import preflight
+from pyvpn.linux import cpu, preflight
 from pyvpn.service.options import ServiceOptions
 from pyvpn.token import NetworkToken
 
@@ -33,6 +33,12 @@ TUN = (
 )
 NO_PROFILE = "; join a network with: pyvpn join 'pyvpn://…'"
 USAGE = "; see: twistd {} --help"
+
+SLOW = "this processor has no AES instructions: AES-256-GCM is slow, and leaks its timing"
+CIPHER = [
+    (value, f"'{value}' is not a cipher; choose auto, aes-256-gcm or chacha20-poly1305")
+    for value in ("", "aes", "AES-256-GCM", "auto ", "none")
+]
 
 #: By option: a value, and what is said of it after the option's name.
 SERVER_OPTIONS: dict[str, list[tuple[str, str]]] = {
@@ -79,6 +85,7 @@ SERVER_OPTIONS: dict[str, list[tuple[str, str]]] = {
         ("65536", "'65536' is not an MTU; give a number from 1280 to 65535"),
         ("1.5e3", "'1.5e3' is not an MTU; give a number from 1280 to 65535"),
     ],
+    "cipher": CIPHER,
     "endpoint": [
         ("", "address '': not a valid host name"),
         ("a b", "address 'a b': not a valid host name"),
@@ -132,6 +139,7 @@ CLIENT_OPTIONS: dict[str, list[tuple[str, str]]] = {
     ],
     "tun": [("-tun", "'-tun'" + TUN)],
     "mtu": [("1000", "'1000' is not an MTU; give a number from 1280 to 65535")],
+    "cipher": CIPHER,
     "deliver": [
         ("pull", "'pull' is not a way of delivery; choose push or poll"),
         ("", "'' is not a way of delivery; choose push or poll"),
@@ -236,11 +244,40 @@ class ServerTests(OptionsCase):
             "subnet6": "none",
             "tun": "leamit0",
             "mtu": "1280",
+            "cipher": "chacha20-poly1305",
             "endpoint": "vpn.example.org",
             "config": self.written("hub.toml", "port = 6000\n"),
         }
         argv = [word for name, value in good.items() for word in (f"--{name}", value)]
         self.assertEqual(self.run_options(server_tap.Options(), argv), (None, ""))
+        self.assertEqual(self.run_options(server_tap.Options(), [*argv, "--relay"]), (None, ""))
+
+    def test_flags(self) -> None:
+        """A flag takes no value, switches on what the file leaves off, and leaves on what it has
+        on."""
+        usage = USAGE.format("pyvpn-server")
+        self.assertEqual([flag[0] for flag in server_tap.Options.optFlags], ["relay"])
+        self.refused(["--relay=yes"], "option --relay must not have an argument" + usage)
+        for text, argv, relay in (
+            ("", [], False),
+            ("", ["--relay"], True),
+            ("relay = false\n", ["--relay"], True),
+            ("relay = true\n", [], True),
+            ("relay = false\n", [], False),
+        ):
+            options = server_tap.Options()
+            path = self.written("hub.toml", text)
+            self.assertEqual(self.run_options(options, [*argv, "--config", path]), (None, ""))
+            self.assertIs(options.config.relay, relay, (text, argv))
+
+    def test_slow_cipher(self) -> None:
+        """AES pinned on a processor without instructions for it starts, with a warning."""
+        for there in (False, True):
+            self.patch(cpu, "has_aes", lambda cpuinfo, there=there: there)
+            for cipher in ("aes-256-gcm", "chacha20-poly1305", "auto"):
+                said = "" if there or cipher != "aes-256-gcm" else SLOW
+                found = self.run_options(server_tap.Options(), ["--cipher", cipher])
+                self.assertEqual(found, (None, said and f"pyvpn-server: {said}\n"))
 
     def test_unreadable_file(self) -> None:
         """A configuration file that is no text is named with the reason."""
@@ -262,6 +299,11 @@ class ServerTests(OptionsCase):
                 ('"1416"', "must be a whole number"),
                 ("1279", "'1279' is not an MTU; give a number from 1280 to 65535"),
             ],
+            "relay": [
+                ("1", "must be true or false"),
+                ('"true"', "must be true or false"),
+                ("[true]", "must be true or false"),
+            ],
             "endpoint": [
                 ("5050", 'must be text in quotes or a list like ["a", "b"]'),
                 ('["a", []]', 'must be a list like ["a", "b"]'),
@@ -269,10 +311,13 @@ class ServerTests(OptionsCase):
                 ("[]", "address '': not a valid host name"),
             ],
             **{key: [("1", "must be text in quotes"), ("{ a = 1 }", "must be text in quotes")]
-               for key in ("interface", "subnet", "subnet6", "tun", "state_dir", "run_dir")},
+               for key in ("interface", "subnet", "subnet6", "tun", "cipher", "state_dir",
+                           "run_dir")},
         }  # fmt: skip
         self.assertEqual(
-            set(wrong), {name.replace("-", "_") for name in set(SERVER_OPTIONS)}, "all keys"
+            set(wrong),
+            {name.replace("-", "_") for name in {*SERVER_OPTIONS, "relay"}},
+            "all keys",
         )
         for key, rows in wrong.items():
             for value, message in rows:
@@ -300,8 +345,8 @@ class ServerTests(OptionsCase):
             'tun = "a\n': ", line 1: not valid TOML: Illegal character '\\n'",
             "Port = 1\n": ", line 1, Port: unknown key; did you mean 'port'?",
             "state-dir = 'x'\n": ", line 1, state-dir: unknown key; did you mean 'state_dir'?",
-            "[hub]\nport = 1\n": ", line 1, hub: unknown key; there are: endpoint, interface, mtu,"
-            " port, run_dir, state_dir, subnet, subnet6, tun",
+            "[hub]\nport = 1\n": ", line 1, hub: unknown key; there are: cipher, endpoint,"
+            " interface, mtu, port, relay, run_dir, state_dir, subnet, subnet6, tun",
         }
         for text, message in table.items():
             path = self.written("hub.toml", text)
@@ -477,6 +522,10 @@ class ClientTests(OptionsCase):
             "mtu": [
                 ("1416.0", "must be a whole number"),
                 ("9", "'9' is not an MTU; give a number from 1280 to 65535"),
+            ],
+            "cipher": [
+                ("1", "must be text in quotes"),
+                ('"aes"', "'aes' is not a cipher; choose auto, aes-256-gcm or chacha20-poly1305"),
             ],
         }
         good = {

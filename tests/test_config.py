@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn import config
+from pyvpn import config, values
 from pyvpn.config import ClientConfig, Profile, ServerConfig
 from pyvpn.errors import ConfigError
 from pyvpn.token import NetworkToken
@@ -39,6 +39,11 @@ class ValueTests(SynchronousTestCase):
         (config.interval, "0.05", 0.05),
         (config.interval, "25", 25.0),
         (config.deliver, "poll", "poll"),
+        (config.cipher, "auto", "auto"),
+        (config.cipher, "aes-256-gcm", "aes-256-gcm"),
+        (config.cipher, "chacha20-poly1305", "chacha20-poly1305"),
+        (values.switch, "true", True),
+        (values.switch, "false", False),
         (config.netmask, "255.255.255.0", 24),
         (config.netmask, "255.255.255.255", 32),
         (config.netmask, "24", 24),
@@ -74,6 +79,12 @@ class ValueTests(SynchronousTestCase):
         (config.interval, "0", "'0' is not a poll interval; give seconds from 0.05 to 60"),
         (config.interval, "nan", "'nan' is not a poll interval; give seconds from 0.05 to 60"),
         (config.deliver, "pull", "'pull' is not a way of delivery; choose push or poll"),
+        (
+            config.cipher,
+            "AES",
+            "'AES' is not a cipher; choose auto, aes-256-gcm or chacha20-poly1305",
+        ),
+        (values.switch, "True", "'True' is neither true nor false"),
         (config.address, "10.10.0", "'10.10.0' is not an IPv4 or IPv6 address"),
         (
             config.netmask,
@@ -161,6 +172,7 @@ class ValueTests(SynchronousTestCase):
             *(config.port, config.mtu, config.interval, config.deliver, config.address),
             *(config.netmask, config.tun_name, config.profile_name, config.user_name),
             *(config.subnet4, config.subnet6, config.directory, endpoints),
+            *(config.cipher, values.switch),
         ]
         for parse in parsers:
             try:
@@ -194,6 +206,7 @@ class ServerConfigTests(SynchronousTestCase):
             (5050, None, "10.10.0.0/24", "auto", "leamit0", 1416),
         )
         self.assertEqual((found.endpoint, str(found.state_dir)), (None, "/var/lib/pyvpn"))
+        self.assertEqual((found.cipher, found.relay), ("auto", False))
         self.assertEqual(str(found.files.socket), "/run/pyvpn/server.sock")
         self.assertEqual(str(found.files.pid_file), "/run/pyvpn/server.pid")
         self.assertEqual(str(found.files.journal), "/run/pyvpn/server.journal")
@@ -213,7 +226,8 @@ class ServerConfigTests(SynchronousTestCase):
 
     def test_bad_files(self) -> None:
         """A bad file is refused with one line naming file, line and key."""
-        known = "endpoint, interface, mtu, port, run_dir, state_dir, subnet, subnet6, tun"
+        known = "cipher, endpoint, interface, mtu, port, relay, run_dir, state_dir, subnet, subnet6"
+        known += ", tun"
         table: list[tuple[str | bytes, str]] = [
             ("\n\nport = 70000\n", ", line 3, port: '70000' is not a port; give a number from"
              " 1 to 65535"),
@@ -275,6 +289,7 @@ class ProfileTests(SynchronousTestCase):
             deliver="poll",
             poll_interval=0.5,
             mtu=1300,
+            cipher="aes-256-gcm",
         )
         self.assertEqual(Profile.load(self.directory / "home.toml"), made)
 

@@ -21,6 +21,7 @@ from pyvpn.core.events import (
     Connected,
     Disconnected,
     NoAnswer,
+    NotGranted,
     Refused,
     ResolveServer,
     StampUsed,
@@ -98,6 +99,7 @@ class VPNClient(VPNCore[Peer]):
 
     :param last_stamp: Unix nanoseconds of the last stamp ever used with this device id, 0 for none.
     :param wanted4: the address to ask for, None for any.
+    :param required: of the flags offered, those without which no session is begun.
     :param poll_interval: seconds between polls, None for what suits the way of delivery.
     """
 
@@ -112,6 +114,7 @@ class VPNClient(VPNCore[Peer]):
         wanted4: IPv4Address | None = None,
         wanted6: IPv6Address | None = None,
         flags: LoginFlags,
+        required: LoginFlags | None = None,
         inner_mtu: int,
         poll_interval: float | None = None,
         wall_clock: Callable[[], int],
@@ -125,6 +128,7 @@ class VPNClient(VPNCore[Peer]):
         self._user = user
         self._device = device
         self._flags = flags
+        self._required = required or LoginFlags(0)
         self._hello = control.Hello(wanted4, wanted6, device_name)
         self._stamps = LoginStamps(last_stamp)
         self._wanted_interval = poll_interval
@@ -293,6 +297,9 @@ class VPNClient(VPNCore[Peer]):
         if self._pending is None or self._pending_endpoint is None:
             raise RemoteProtocolError("response_unexpected")
         keys = self._pending.answered(message)
+        if missing := self._required & ~keys.flags:
+            self._events.append(NotGranted(missing))
+            raise RemoteProtocolError("login_not_granted")
         session = Session(
             send_key=keys.send,
             receive_key=keys.receive,

@@ -87,6 +87,16 @@ class Connected:
 
 
 @frozen
+class NotGranted:
+    """The hub answered a login, but lacks what the client must have; the answer is not used.
+
+    Said with each such answer: the client goes on trying unless it is stopped.
+    """
+
+    missing: LoginFlags
+
+
+@frozen
 class Configured:
     """The hub told addresses and more, checked; they are to be applied.
 

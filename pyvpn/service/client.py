@@ -21,6 +21,7 @@ from pyvpn.core.events import (
     Connected,
     Disconnected,
     NoAnswer,
+    NotGranted,
     Refused,
     ResolveServer,
     StampUsed,
@@ -28,7 +29,7 @@ from pyvpn.core.events import (
 from pyvpn.core.login import LoginFlags, NetworkKeys, password_key
 from pyvpn.core.noise import KeyPair
 from pyvpn.errors import ConfigError
-from pyvpn.linux.cpu import has_aes
+from pyvpn.linux.cpu import wants_aes
 from pyvpn.linux.desired import Address, Link, SystemState
 from pyvpn.linux.preflight import ipv6_available, subnet_free
 from pyvpn.service.base import Surroundings, VPNService
@@ -44,6 +45,12 @@ from pyvpn.values import host_port
 NO_ANSWER = (
     "no answer from {server}: wrong user or password, account disabled, wrong token, this machine's"
     " clock, UDP blocked, or the hub is down; trying on"
+)
+
+#: Said when --cipher pins what the hub does not do.
+CIPHER_NOT_GRANTED = (
+    "the hub does not grant AES-256-GCM, which --cipher asks for; leave that option out, or start"
+    " the hub with --cipher aes-256-gcm"
 )
 
 _REFUSALS: dict[int, str] = {
@@ -105,6 +112,7 @@ class ClientService(VPNService):
             wanted4=None if isinstance(wanted, IPv6Address) else wanted,
             wanted6=wanted if isinstance(wanted, IPv6Address) else None,
             flags=self._offers(),
+            required=self._requires(),
             inner_mtu=config.mtu or LARGEST_MTU,
             poll_interval=config.poll_interval,
             wall_clock=time.time_ns,
@@ -114,8 +122,13 @@ class ClientService(VPNService):
         self._open_child()
 
     def _offers(self) -> LoginFlags:
-        flags = LoginFlags.AES_256_GCM if has_aes() else LoginFlags(0)
+        flags = LoginFlags.AES_256_GCM if wants_aes(self._config.cipher) else LoginFlags(0)
         return flags | LoginFlags.DELIVER_ON_POLL if self._config.deliver == "poll" else flags
+
+    def _requires(self) -> LoginFlags:
+        # ChaCha20-Poly1305 needs no word here: a hub cannot choose what was not offered.
+        pinned = self._config.cipher == "aes-256-gcm"
+        return LoginFlags.AES_256_GCM if pinned else LoginFlags(0)
 
     def _open_network(self) -> None:
         """Open UDP and TUN; a busy port that nobody asked for gives way to a free one."""
@@ -180,6 +193,9 @@ class ClientService(VPNService):
                 self._log.warn("this hub delivers at once, not on polls")
         elif isinstance(event, Configured):
             self._apply(event.config, event.revision)
+        elif isinstance(event, NotGranted):
+            # All that is ever required; nothing gets better by trying on.
+            self._die(CIPHER_NOT_GRANTED)
         elif isinstance(event, NoAnswer):
             self._log.warn("{line}", line=NO_ANSWER.format(server=server))
         elif isinstance(event, Disconnected):

@@ -30,7 +30,7 @@ from pyvpn.core.server import (
     VPNServer,
 )
 from pyvpn.errors import AddressTaken, PoolExhausted, StoreError
-from pyvpn.linux.cpu import has_aes
+from pyvpn.linux.cpu import wants_aes
 from pyvpn.linux.desired import Address, Link, SystemState
 from pyvpn.linux.forwarding import hub_sysctls
 from pyvpn.linux.preflight import ipv6_available
@@ -120,7 +120,7 @@ class ServerService(VPNService):
             network4=self._pool.network4,
             network6=self._pool.network6,
             inner_mtu=self._config.mtu,
-            aes=has_aes(),
+            aes=wants_aes(self._config.cipher),
             wall_clock=time.time_ns,
             random_bytes=self._surroundings.random_bytes,
         )

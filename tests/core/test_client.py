@@ -20,10 +20,12 @@ from pyvpn.core.events import (
     Connected,
     Disconnected,
     NoAnswer,
+    NotGranted,
     Refused,
     ResolveServer,
     StampUsed,
 )
+from pyvpn.core.login import LoginFlags
 from pyvpn.errors import LocalProtocolError
 from pyvpn.testing.simulation import FIRST_WALL_TIME, NETWORK4, Endpoint, ip_packet
 from tests.core.scene import PASSWORD, USER, Scene
@@ -85,6 +87,38 @@ class Machine(SynchronousTestCase):
         self.assertRaises(LocalProtocolError, scene.client.start)
         scene.client.stop()
         self.assertRaises(LocalProtocolError, scene.client.stop)
+
+
+class Required(SynchronousTestCase):
+    """Flags without which the client begins no session (``--cipher aes-256-gcm``)."""
+
+    def test_not_granted(self) -> None:
+        """A hub that does not grant them is told nothing but logins; one that does is used."""
+        aes = LoginFlags.AES_256_GCM
+        for grants in (False, True):
+            scene = Scene(connect=False, aes=grants, flags=aes, required=aes)
+            scene.mark()
+            scene.client.start()
+            scene.simulation.advance(6)
+            kinds = {d.kind for d in scene.sent() if d.source == scene.client.endpoint}
+            self.assertEqual(kinds, {0x50, 0x04} if grants else {0x50})
+            self.assertEqual(
+                scene.client.core.state, State.UP if grants else State.CONNECTING, grants
+            )
+            said = [event for event in scene.client.events if isinstance(event, NotGranted)]
+            self.assertEqual(said[:1], [] if grants else [NotGranted(aes)])
+
+    def test_not_granted_any_more(self) -> None:
+        """A hub that was started anew without them is not talked to either, rekey or login."""
+        aes = LoginFlags.AES_256_GCM
+        scene = Scene(aes=True, flags=aes, required=aes)
+        self.assertIs(scene.client.core.state, State.UP)
+        scene.hub._aes = False
+        scene.hub.restart()
+        scene.mark()
+        scene.simulation.advance(60)
+        self.assertIn(NotGranted(aes), scene.client.events)
+        self.assertEqual(list(scene.hub.core.connected_peers()), [])
 
 
 class Stopping(SynchronousTestCase):
