@@ -7,6 +7,7 @@ from pyvpn.core.admission import Debit
 from pyvpn.core.burst import Endpoint
 from pyvpn.core.leases import Lease
 from pyvpn.core.mailbox import Mailbox
+from pyvpn.core.pathmtu import PathMTU
 from pyvpn.core.paths import PathValidation
 from pyvpn.core.polls import Polls
 from pyvpn.core.timers import NEVER, KeepaliveTimer
@@ -23,7 +24,7 @@ class Peer:
     A responder keeps a new session as *next* until the first valid datagram on it makes it
     *current*; what was current stays as *previous*, to receive what is still under way.
 
-    :ivar endpoint: where its datagrams go.
+    :ivar endpoint: where its datagrams go; ``mtu``: how large they may be.
     :ivar last_heard: ``now`` of the last authenticated datagram.
     :ivar rx_bytes: inner bytes received; ``tx_bytes`` sent; the same for packets.
     """
@@ -33,6 +34,7 @@ class Peer:
         "endpoint",
         "keepalive",
         "last_heard",
+        "mtu",
         "next",
         "paths",
         "previous",
@@ -48,6 +50,7 @@ class Peer:
     def __init__(self) -> None:
         self.endpoint: Endpoint | None = None
         self.paths = PathValidation()
+        self.mtu = PathMTU()
         self.previous: Session | None = None
         self.current: Session | None = None
         self.next: Session | None = None
