@@ -308,6 +308,7 @@ class VPNClient(VPNCore[Peer]):
             remote_index=keys.remote_index,
             inner_mtu=min(keys.inner_mtu, self.inner_mtu),
             created=now,
+            segments=LoginFlags.SEGMENT_FRAMES in keys.flags,
         )
         self._answered(session, self._pending_endpoint, keys.flags, now)
 

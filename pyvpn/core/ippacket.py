@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from pyvpn.core.burst import Buffer
 from pyvpn.errors import RemoteProtocolError
 
 MALFORMED: Final = "inner_malformed"
@@ -56,7 +57,7 @@ def length(packet: bytes) -> int:
     raise RemoteProtocolError(MALFORMED)
 
 
-def checksum(data: bytes) -> int:
+def checksum(data: Buffer) -> int:
     """The Internet checksum of ``data``, complemented as it stands in a header: 0 … 0xFFFF.
 
     An odd last byte counts as if a zero byte followed it. Over a header with its right checksum in

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 
+from pyvpn.core import segments
 from pyvpn.core.polls import LONGEST_PATIENCE
 from pyvpn.core.timers import NEVER
 
@@ -29,10 +30,10 @@ class Mailbox:
     :ivar octets: bytes of all packets.
     """
 
-    __slots__ = ("_shelf", "octets", "packets", "patience")
+    __slots__ = ("_shelf", "frames", "octets", "patience")
 
     def __init__(self) -> None:
-        self.packets: deque[tuple[float, bytes]] = deque()
+        self.frames: deque[tuple[float, bytes]] = deque()
         self.octets = 0
         self.patience = LONGEST_PATIENCE
         self._shelf = 0
@@ -40,7 +41,7 @@ class Mailbox:
     @property
     def due(self) -> float:
         """When the oldest packet is too old."""
-        return self.packets[0][0] + self.patience if self.packets else NEVER
+        return self.frames[0][0] + self.patience if self.frames else NEVER
 
 
 class Mailboxes:
@@ -56,12 +57,12 @@ class Mailboxes:
         shelves = MAILBOX_BYTES // _SHELF_BYTES + 1
         self._shelves: list[dict[Mailbox, None]] = [{} for _ in range(shelves)]
 
-    def put(self, box: Mailbox, packets: list[bytes], now: float) -> None:
+    def put(self, box: Mailbox, frames: list[bytes], now: float) -> None:
         """Add packets; what is too much makes the oldest go, at last those of the fullest box."""
-        for packet in packets:
-            box.packets.append((now, packet))
-            self._count(box, len(packet))
-            while len(box.packets) > MAILBOX_PACKETS or box.octets > MAILBOX_BYTES:
+        for frame in frames:
+            box.frames.append((now, frame))
+            self._count(box, len(frame))
+            while len(box.frames) > MAILBOX_PACKETS or box.octets > MAILBOX_BYTES:
                 self._pop(box)
                 self.counters["mailbox_full"] += 1
         self._shelve(box)
@@ -81,10 +82,11 @@ class Mailboxes:
         """
         self.expire(box, now)
         taken: list[bytes] = []
-        while box.packets and octets > 0 and len(taken) < datagrams:
-            size = len(box.packets[0][1])
-            octets -= size + min(-size & 15, max(inner_mtu - size, 0))  # as it will be padded
-            if octets < 0 and taken:
+        while box.frames and octets > 0 and datagrams > 0:
+            pieces, size = segments.cost(box.frames[0][1], inner_mtu)
+            octets -= size
+            datagrams -= pieces
+            if min(octets, datagrams) < 0 and taken:
                 break
             taken.append(self._pop(box))
         self._shelve(box)
@@ -92,7 +94,7 @@ class Mailboxes:
 
     def empty(self, box: Mailbox) -> list[bytes]:
         """Take all packets, whatever their age."""
-        taken = [self._pop(box) for _ in range(len(box.packets))]
+        taken = [self._pop(box) for _ in range(len(box.frames))]
         self._shelve(box)
         return taken
 
@@ -104,9 +106,9 @@ class Mailboxes:
         self._shelve(box)
 
     def _pop(self, box: Mailbox) -> bytes:
-        _, packet = box.packets.popleft()
-        self._count(box, -len(packet))
-        return packet
+        _, frame = box.frames.popleft()
+        self._count(box, -len(frame))
+        return frame
 
     def _count(self, box: Mailbox, octets: int) -> None:
         box.octets += octets

@@ -86,7 +86,7 @@ class VPNServer(VPNCore[ServerPeer]):
         self._login_key = login_key
         self._network4 = network4
         self._network6 = network6
-        self._offers = LoginFlags.DELIVER_ON_POLL
+        self._offers = LoginFlags.DELIVER_ON_POLL | LoginFlags.SEGMENT_FRAMES
         if aes:
             self._offers |= LoginFlags.AES_256_GCM
         self._users: dict[str, bytes] = {}
@@ -169,6 +169,7 @@ class VPNServer(VPNCore[ServerPeer]):
             remote_index=keys.remote_index,
             inner_mtu=self.inner_mtu,
             created=now,
+            segments=LoginFlags.SEGMENT_FRAMES in flags,
         )
         peer.next_endpoint, peer.next_stamp = endpoint, request.stamp
         peer.next_on_poll = LoginFlags.DELIVER_ON_POLL in flags
@@ -323,15 +324,15 @@ class VPNServer(VPNCore[ServerPeer]):
             self._send_staged(peer, now)
         self._arm(peer)
 
-    def _send_packets(self, peer: ServerPeer, packets: list[bytes], now: float) -> list[Burst]:
+    def _send_frames(self, peer: ServerPeer, frames: list[bytes], now: float) -> list[Burst]:
         if peer.mailbox is not None:
-            self._mail.put(peer.mailbox, packets, now)
+            self._mail.put(peer.mailbox, frames, now)
             self._timers.arm(peer, peer.mailbox.due)
             return []
         if peer.hold_due != NEVER:
-            self._stage(peer, packets, now)
+            self._stage(peer, frames, now)
             return []
-        return super()._send_packets(peer, packets, now)
+        return super()._send_frames(peer, frames, now)
 
     def _release(self, peer: ServerPeer, now: float) -> None:
         """Let packets wait for a CONFIG_ACK no more."""
@@ -439,11 +440,11 @@ class VPNServer(VPNCore[ServerPeer]):
         session, mailbox = peer.current, peer.mailbox
         if session is None or mailbox is None:
             return
-        packets = self._mail.collect(
+        frames = self._mail.collect(
             mailbox, poll.credit_bytes, poll.credit_datagrams, session.inner_mtu, now
         )
-        if packets:
-            self._outbox += super()._send_packets(peer, packets, now)
+        if frames:
+            self._outbox += super()._send_frames(peer, frames, now)
 
     def _response_received(
         self, peer: ServerPeer, response: control.PathResponse, endpoint: Endpoint, now: float

@@ -11,16 +11,14 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from pyvpn.core import control, ippacket
+from pyvpn.core import control, ippacket, segments
 from pyvpn.core.allowedips import AllowedIPs
 from pyvpn.core.burst import Buffer, Burst, Endpoint
 from pyvpn.core.peer import Peer
+from pyvpn.core.segments import PREFIX_SIZE, VIRTIO_NONE, VIRTIO_SIZE
 from pyvpn.core.transport import OVERHEAD, TYPE, Session
-from pyvpn.errors import RemoteProtocolError
+from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 
-VIRTIO_SIZE = 10
-#: The virtio header of a packet that is complete: no checksum to finish, nothing to cut.
-VIRTIO_NONE = bytes(VIRTIO_SIZE)
 #: 1500 − 48 outer IPv6 and UDP − 32 transport − 4 (docs/protocol.rst, "Inner packets").
 DEFAULT_INNER_MTU = 1416
 
@@ -70,26 +68,27 @@ class VPNCore(ABC, Generic[P]):
         Returns the datagrams to send; packets for a peer without a session are staged.
         """
         lookup = self._allowed.lookup
-        packets: dict[P, list[bytes]] = {}
+        groups: dict[P, list[bytes]] = {}
         for frame in frames:
-            packet = frame[VIRTIO_SIZE:]
-            version = packet[0] >> 4 if packet else 0
-            if version == 4 and len(packet) >= 20:
-                peer = lookup(packet[16:20])
-            elif version == 6 and len(packet) >= 40:
-                peer = lookup(packet[24:40])
+            # No slice of the packet: it may be 64 KiB long.
+            length = len(frame)
+            version = frame[VIRTIO_SIZE] >> 4 if length > VIRTIO_SIZE else 0
+            if version == 4 and length >= VIRTIO_SIZE + 20:
+                peer = lookup(frame[VIRTIO_SIZE + 16 : VIRTIO_SIZE + 20])
+            elif version == 6 and length >= VIRTIO_SIZE + 40:
+                peer = lookup(frame[VIRTIO_SIZE + 24 : VIRTIO_SIZE + 40])
             else:
                 self.counters["tun_not_ip"] += 1
                 continue
             if peer is None:
                 self.counters["tun_no_peer"] += 1
-            elif peer in packets:
-                packets[peer].append(packet)
+            elif peer in groups:
+                groups[peer].append(frame)
             else:
-                packets[peer] = [packet]
+                groups[peer] = [frame]
         bursts: list[Burst] = []
-        for peer, group in packets.items():
-            bursts += self._send_packets(peer, group, now)
+        for peer, group in groups.items():
+            bursts += self._send_frames(peer, group, now)
         return bursts
 
     def datagrams_received(
@@ -239,29 +238,37 @@ class VPNCore(ABC, Generic[P]):
     ) -> None:
         """Sort authentic plaintexts by their first nibble (docs/protocol.rst, "Inner packets")."""
         lookup, source, length_of = self._allowed.lookup, ippacket.source, ippacket.length
-        octets = packets = 0
-        for plaintext in plaintexts:
-            if not plaintext:
+        octets = packets = following = 0
+        for place, plaintext in enumerate(plaintexts):
+            if place < following or not plaintext:
                 continue
             nibble = plaintext[0] >> 4
             if nibble == 0:
                 self._try(self._parse_control, peer, session, plaintext, endpoint, now)
                 continue
-            if nibble not in (4, 6):
-                self.counters["inner_unknown"] += 1
-                continue
             try:
-                length = length_of(plaintext)
+                if nibble in (4, 6):
+                    length = length_of(plaintext)
+                    if lookup(source(plaintext)) is not peer:
+                        raise RemoteProtocolError("inner_source_not_allowed")
+                    whole = length == len(plaintext)
+                    packet = plaintext if whole else memoryview(plaintext)[:length]
+                    frames.append([VIRTIO_NONE, packet])
+                    octets += length
+                    packets += 1
+                elif nibble == 1 and session.segments:
+                    run = segments.join(plaintexts, place)
+                    following = place + run.packets
+                    if lookup(segments.source(plaintext)) is not peer:
+                        self.counters["inner_source_not_allowed"] += run.packets
+                        continue
+                    frames.append(run.frame)
+                    octets += run.octets
+                    packets += run.packets
+                else:
+                    raise RemoteProtocolError("inner_unknown")
             except RemoteProtocolError as error:
                 self.counters[error.reason] += 1
-                continue
-            if lookup(source(plaintext)) is not peer:
-                self.counters["inner_source_not_allowed"] += 1
-                continue
-            whole = length == len(plaintext)
-            frames.append([VIRTIO_NONE, plaintext if whole else memoryview(plaintext)[:length]])
-            octets += length
-            packets += 1
         peer.rx_bytes += octets
         peer.rx_packets += packets
 
@@ -276,39 +283,70 @@ class VPNCore(ABC, Generic[P]):
         else:
             self._control_received(peer, session, frame, endpoint, now)
 
-    def _send_packets(self, peer: P, packets: list[bytes], now: float) -> list[Burst]:
-        """Seal packets in order, equal sizes together; stage them when there is no session."""
+    def _send_frames(self, peer: P, frames: list[bytes], now: float) -> list[Burst]:
+        """Seal frames in order, equal sizes together; stage them when there is no session."""
         session = peer.current
         endpoint = peer.endpoint
         if session is None or endpoint is None or session.expired(now):
-            self._stage(peer, packets, now)
+            self._stage(peer, frames, now)
             return []
+        seal = session.seal_burst
+        native = session.segments
+        lone = segments.lone if native else segments.finished
         mtu = session.inner_mtu
         bursts: list[Burst] = []
-        run: list[Buffer] = []
-        size = room = octets = 0
-        for packet in packets:
-            length = len(packet)
+        run: list[bytes] = []
+        size = room = octets = packets = 0
+        for frame in frames:
+            try:
+                if frame[1]:
+                    if run:
+                        bursts.append(Burst(endpoint, seal(run), size + OVERHEAD))
+                        run = []
+                    pieces = self._cut(peer, session, frame)
+                    if not pieces:
+                        continue
+                    datagram = len(pieces[0]) + OVERHEAD
+                    most = max(min(BURST_DATAGRAMS, BURST_BYTES // datagram), 1)
+                    for start in range(0, len(pieces), most):
+                        bursts.append(Burst(endpoint, seal(pieces[start : start + most]), datagram))
+                    octets += len(frame) - VIRTIO_SIZE
+                    packets += len(pieces)
+                    continue
+                plaintext = lone(frame)
+            except LocalProtocolError:
+                self.counters["tun_bad_offload"] += 1
+                continue
+            length = len(plaintext)
             octets += length
+            packets += 1
             # Padded to 16, but never above the MTU, so that no datagram outgrows the path.
-            padding = min(-length & 15, max(mtu - length, 0))
+            padding = -length & 15
+            if length + padding > mtu:
+                longest = mtu + PREFIX_SIZE if plaintext[0] == segments.SEGMENT else mtu
+                padding = min(padding, max(longest - length, 0))
             if padding:
-                packet += _PADDING[padding]
+                plaintext += _PADDING[padding]
                 length += padding
             if run and (length > size or room < length + OVERHEAD or len(run) == BURST_DATAGRAMS):
-                bursts.append(Burst(endpoint, session.seal_burst(run), size + OVERHEAD))
+                bursts.append(Burst(endpoint, seal(run), size + OVERHEAD))
                 run = []
             if not run:
                 size, room = length, BURST_BYTES
-            run.append(packet)
+            run.append(plaintext)
             # A shorter one can only be the last of its burst.
             room = 0 if length < size else room - length - OVERHEAD
         if run:
-            bursts.append(Burst(endpoint, session.seal_burst(run), size + OVERHEAD))
+            bursts.append(Burst(endpoint, seal(run), size + OVERHEAD))
         peer.tx_bytes += octets
-        peer.tx_packets += len(packets)
+        peer.tx_packets += packets
         self._sent(peer, True, now)
         return bursts
+
+    def _cut(self, peer: P, session: Session, frame: bytes) -> list[bytes]:
+        """Return a super-packet as plaintexts for a session."""
+        split = segments.split if session.segments else segments.complete
+        return split(frame, session.inner_mtu)
 
     def _send_control(
         self,
@@ -369,13 +407,13 @@ class VPNCore(ABC, Generic[P]):
 
     # -- staged packets -----------------------------------------------------------------------
 
-    def _stage(self, peer: P, packets: list[bytes], now: float) -> None:
-        for packet in packets:
-            if self._staged_bytes + len(packet) > STAGED_BYTES_TOTAL:
+    def _stage(self, peer: P, frames: list[bytes], now: float) -> None:
+        for frame in frames:
+            if self._staged_bytes + len(frame) > STAGED_BYTES_TOTAL:
                 self.counters["staged_total_full"] += 1
                 continue
-            dropped = peer.stage(packet, now)
-            self._staged_bytes += len(packet) - sum(map(len, dropped))
+            dropped = peer.stage(frame, now)
+            self._staged_bytes += len(frame) - sum(map(len, dropped))
             if dropped:
                 self.counters["staged_dropped"] += len(dropped)
         self._session_wanted(peer, now)
@@ -390,7 +428,7 @@ class VPNCore(ABC, Generic[P]):
 
     def _send_staged(self, peer: P, now: float) -> None:
         if peer.staged:
-            self._outbox += self._send_packets(peer, self._unstage(peer), now)
+            self._outbox += self._send_frames(peer, self._unstage(peer), now)
 
     # -- sessions -----------------------------------------------------------------------------
 

@@ -177,8 +177,11 @@ class Node:
 
     def send(self, *packets: bytes) -> None:
         """Let the machine's kernel send IP packets into the VPN, in one turn."""
-        frames = [VIRTIO + packet for packet in packets]
-        self._transmit(self.core.packets_from_tun(frames, self.simulation.now))
+        self.send_frames(*[VIRTIO + packet for packet in packets])
+
+    def send_frames(self, *frames: bytes) -> None:
+        """Let the machine's kernel send frames, virtio header and packet each, in one turn."""
+        self._transmit(self.core.packets_from_tun(list(frames), self.simulation.now))
         self.drain()
 
     def hear(self, buffer: bytes, size: int, source: Endpoint) -> None:
@@ -387,7 +390,7 @@ class Client(Node):
         self.last_stamp = 0
         self.servers = [simulation.hub.endpoint]
         self.static = simulation.key_of(password, user)
-        self._options = {"flags": LoginFlags(0), "inner_mtu": INNER_MTU} | options
+        self._options = {"flags": LoginFlags.SEGMENT_FRAMES, "inner_mtu": INNER_MTU} | options
         self.restart()
 
     def restart(self) -> None:

@@ -320,7 +320,11 @@ SERVER: dict[str, Provocation] = {
     "path_responses_limited": path_responses_limited,
     "path_response_unexpected": lambda s: s.sealed_to_hub(control.PathResponse(bytes(16)).pack()),
     "path_moved": path_moved,
-    "inner_unknown": lambda s: s.sealed_to_hub(b"\x11" + bytes(31)),
+    "inner_unknown": lambda s: s.sealed_to_hub(b"\x21" + bytes(31)),
+    "segment_malformed": lambda s: s.sealed_to_hub(b"\x11" + bytes(31)),
+    "tun_bad_offload": lambda s: s.hub.send_frames(
+        b"\0\1" + bytes(8) + packet_from(HUB4, s.client.lease.ipv4)
+    ),
     "inner_malformed": lambda s: s.sealed_to_hub(b"\x45" + bytes(31)),
     "inner_source_not_allowed": lambda s: s.sealed_to_hub(packet_from(STRANGER4, HUB4)),
     "control_malformed": lambda s: s.sealed_to_hub(b"\1\0\0\0" + bytes(12)),
@@ -513,7 +517,7 @@ def staged_total_full(scene: Scene) -> None:
     scene.mark()
     limit = vpncore.STAGED_BYTES_TOTAL
     packet = packet_from(HUB4, scene.client.lease.ipv4)
-    vpncore.STAGED_BYTES_TOTAL = 3 * len(packet)
+    vpncore.STAGED_BYTES_TOTAL = 3 * len(VIRTIO + packet)
     try:
         scene.hub.send(*[packet] * 4)
     finally:

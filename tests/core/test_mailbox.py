@@ -35,7 +35,7 @@ class Bounds(SynchronousTestCase):
         self.box = Mailbox()
 
     def waiting(self, box: Mailbox | None = None) -> list[bytes]:
-        return [packet for _, packet in (box or self.box).packets]
+        return [packet for _, packet in (box or self.box).frames]
 
     def test_packets(self) -> None:
         """256 packets wait; each more costs the oldest, counted."""
@@ -67,7 +67,7 @@ class Bounds(SynchronousTestCase):
         self.boxes.put(self.box, [b"small"], 0)
         self.assertEqual(self.counters, {"mailbox_total_full": 1})
         self.assertEqual(len(self.waiting()), 5)
-        (robbed,) = [box for box in boxes[1:] if len(box.packets) < 8]
+        (robbed,) = [box for box in boxes[1:] if len(box.frames) < 8]
         self.assertEqual(self.waiting(robbed)[0][:4], numbered(1)[:4])
 
     def test_age(self) -> None:
@@ -93,13 +93,13 @@ class Bounds(SynchronousTestCase):
         self.assertEqual(self.boxes.collect(self.box, BYTES, 9, MTU, 0), packets[2:])
 
     def test_credit_of_bytes(self) -> None:
-        """It counts bytes of plaintext, padding included: 100 bytes are sent as 112."""
+        """It counts bytes of plaintext, padding included: a packet of 90 bytes is sent as 96."""
         packets = [numbered(number) for number in range(5)]
         self.boxes.put(self.box, packets, 0)
         self.assertEqual(self.boxes.collect(self.box, 0, 9, MTU, 0), [])
-        self.assertEqual(self.boxes.collect(self.box, 2 * 112, 9, MTU, 0), packets[:2])
-        self.assertEqual(self.boxes.collect(self.box, 2 * 112 - 1, 9, MTU, 0), packets[2:3])
-        self.assertEqual(self.boxes.collect(self.box, 2 * 100, 9, 100, 0), packets[3:])
+        self.assertEqual(self.boxes.collect(self.box, 2 * 96, 9, MTU, 0), packets[:2])
+        self.assertEqual(self.boxes.collect(self.box, 2 * 96 - 1, 9, MTU, 0), packets[2:3])
+        self.assertEqual(self.boxes.collect(self.box, 2 * 90, 9, 90, 0), packets[3:])
 
     def test_credit_for_one(self) -> None:
         """Any credit covers one packet: a long one must not wait for ever."""
@@ -177,7 +177,7 @@ class LikeTheModel(SynchronousTestCase):
                 octets, datagrams = what  # type: ignore[misc]
                 taken = boxes.collect(real[which], octets, datagrams, MTU, now)
                 self.assertEqual(taken, model.collect(which, octets, datagrams, now))
-            self.assertEqual([list(box.packets) for box in real], model.boxes)
+            self.assertEqual([list(box.frames) for box in real], model.boxes)
             self.assertEqual(boxes.octets, sum(map(model.octets, range(3))))
             self.assertLessEqual(boxes.octets, total)
 

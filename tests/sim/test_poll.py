@@ -15,7 +15,14 @@ from pyvpn.core.control import Frame, Poll, Reply
 from pyvpn.core.events import Connected, Disconnected
 from pyvpn.core.login import LoginFlags
 from pyvpn.core.mailbox import Mailbox
-from pyvpn.testing.simulation import Client, Datagram, Simulation, Weather, numbered_packet
+from pyvpn.testing.simulation import (
+    VIRTIO,
+    Client,
+    Datagram,
+    Simulation,
+    Weather,
+    numbered_packet,
+)
 from tests.sim.rules import (
     DATA,
     HUB4,
@@ -172,7 +179,7 @@ class Waiting(SynchronousTestCase):
         for number in range(25):
             sent += mail(simulation, client, number)
             simulation.advance(1)
-        self.assertEqual(len(mailbox_of(simulation, client).packets), AGE - 1)
+        self.assertEqual(len(mailbox_of(simulation, client).frames), AGE - 1)
         heal(simulation)
         simulation.advance(POLL_INTERVAL_OF_POLL + ROUND_TRIP)
         self.assertEqual(client.received, sent[-len(client.received) :])
@@ -204,7 +211,7 @@ class Waiting(SynchronousTestCase):
         big = numbered_packet(1, HUB4, client.lease.ipv4) + bytes(8000)
         simulation.hub.send(*[big] * 100)
         box = mailbox_of(simulation, client)
-        self.assertEqual(len(box.packets), MAILBOX_BYTES // len(big))
+        self.assertEqual(len(box.frames), MAILBOX_BYTES // len(big))
 
 
 class Fetching(SynchronousTestCase):
@@ -293,7 +300,7 @@ class Fetching(SynchronousTestCase):
         simulation.advance_to(client.core._poll_due - 0.1)
         sent = mail(simulation, client, *range(200))
         simulation.advance(1)
-        left = sum(map(len, sent[128:]))
+        left = sum(len(VIRTIO + packet) for packet in sent[128:])
         self.assertEqual([reply.queued for reply in replies[:2]], [left, 0])
 
     def test_not_before_it_is_set_up(self) -> None:
@@ -576,7 +583,7 @@ class Attacks(SynchronousTestCase):
             self.assertEqual(simulation.hub.core.counters["poll_held_back"], counted)
             self.assertEqual(len(there), 1 - counted)
             self.assertEqual(len(answers), 0 if counted else 2)
-            self.assertEqual(len(mailbox_of(simulation, client).packets), 1)
+            self.assertEqual(len(mailbox_of(simulation, client).frames), 1)
 
     def test_copies_from_elsewhere(self) -> None:
         """Somebody whose copy of each poll is faster than the poll gets no more than challenges;
