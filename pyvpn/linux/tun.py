@@ -6,8 +6,10 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 
 import pytun
+from attrs import frozen
 
 from pyvpn.errors import StartError
 
@@ -21,7 +23,30 @@ _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
 _IFF_TUN_EXCL = 0x8000
+_TUNSETOFFLOAD = 0x400454D0
 _TUNSETVNETHDRSZ = 0x400454D8
+
+# TUN_F_CSUM, _TSO4 and _TSO6, _USO4 and _USO6. TUN_F_TSO_ECN is not among them: without it a
+# super-packet never carries CWR, which only the first of its segments may have (RFC 3168).
+_CSUM, _TSO, _USO = 0x01, 0x02 | 0x04, 0x20 | 0x40
+
+
+@frozen
+class Offloads:
+    """What the kernel leaves to the other end of a TUN device.
+
+    :ivar csum: packets come with a checksum to be finished.
+    :ivar tso: TCP comes in super-packets of up to 64 KiB.
+    :ivar uso: so does UDP that its sender cut with UDP_SEGMENT (kernel 6.2 and later).
+    """
+
+    csum: bool = False
+    tso: bool = False
+    uso: bool = False
+
+    def __str__(self) -> str:
+        names = ("csum", "tso", "uso")
+        return ", ".join(name for name in names if getattr(self, name)) or "none"
 
 
 class TUNDevice:
@@ -31,11 +56,13 @@ class TUNDevice:
     one virtio header of :data:`VNET_HEADER_SIZE` bytes and one IP packet.
 
     :ivar name: the interface's name.
+    :ivar offloads: what was agreed with the kernel.
     """
 
     def __init__(self, device: pytun.TunTapDevice) -> None:
         self._device: pytun.TunTapDevice | None = device
         self.name: str = device.name
+        self.offloads = Offloads()
 
     def fileno(self) -> int:
         """The descriptor, or -1 once closed."""
@@ -48,8 +75,10 @@ class TUNDevice:
             device.close()
 
 
-def open_tun(name: str, node: str = DEVICE_NODE) -> TUNDevice:
+def open_tun(name: str, node: str = DEVICE_NODE, offload: bool = False) -> TUNDevice:
     """Make the TUN interface ``name``: non-blocking, not inherited, with virtio headers.
+
+    :param offload: ask for super-packets and unfinished checksums, as far as the kernel has them.
 
     The name must be free: IFF_TUN_EXCL refuses to attach to an interface that somebody else
     made and left behind, whose addresses we would then remove at the end.
@@ -67,10 +96,29 @@ def open_tun(name: str, node: str = DEVICE_NODE) -> TUNDevice:
         os.set_inheritable(tun.fileno(), False)
         os.set_blocking(tun.fileno(), False)
         fcntl.ioctl(tun.fileno(), _TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))
+        if offload:
+            tun.offloads = negotiate_offloads(tun.fileno())
     except OSError as error:
         tun.close()
         raise StartError(explain_tun_error(name, error, node)) from error
     return tun
+
+
+def negotiate_offloads(fd: int, ioctl: Callable[[int, int, int], object] = fcntl.ioctl) -> Offloads:
+    """Ask for the most, then for less; a kernel that knows none of it still carries packets.
+
+    :returns: what the kernel took.
+    :raises OSError: the device is broken: it refuses even to do nothing.
+    """
+    for wanted in (Offloads(True, True, True), Offloads(True, True)):
+        bits = _CSUM | _TSO | (_USO if wanted.uso else 0)
+        try:
+            ioctl(fd, _TUNSETOFFLOAD, bits)
+        except OSError:
+            continue
+        return wanted
+    ioctl(fd, _TUNSETOFFLOAD, 0)
+    return Offloads()
 
 
 def explain_tun_error(name: str, error: OSError, node: str = DEVICE_NODE) -> str:

@@ -14,14 +14,24 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from pyvpn.core.burst import Buffer
+from pyvpn.linux.tun import Offloads
 from pyvpn.tx.endpoint import V4_MAPPED, SocketAddress
-from pyvpn.tx.udpsocket import PKTINFO, socket_address
+from pyvpn.tx.udpsocket import (
+    IP_MTU_DISCOVER,
+    IPV6_MTU_DISCOVER,
+    PKTINFO,
+    SOL_UDP,
+    UDP_GRO,
+    UDP_SEGMENT,
+    socket_address,
+)
 
 Address = IPv4Address | IPv6Address
 AncillaryData = list[tuple[int, int, bytes]]
@@ -31,6 +41,13 @@ TUN_QUEUE_FRAMES = 500
 # 8 MiB of full datagrams.
 SOCKET_QUEUE_DATAGRAMS = 4096
 MOST_UDP_PAYLOAD = 65_507
+# linux/udp.h: UDP_MAX_SEGMENTS, before kernel 6.9.
+MOST_SEGMENTS = 64
+# IP and UDP headers before a datagram's payload, by family.
+HEADERS = {4: 28, 6: 48}
+# IP_PMTUDISC_DO and _PROBE: a datagram that the interface cannot carry is refused; the rest has DF.
+WHOLE = (2, 3)
+GSO_UDP_L4 = 5
 # Out of the way of real descriptors.
 FIRST_FD = 1_000_000
 FIRST_EPHEMERAL_PORT = 32_768
@@ -42,13 +59,22 @@ def system_error(code: int) -> OSError:
 
 
 class Datagram(NamedTuple):
-    """One datagram on the wire."""
+    """One datagram on the wire.
+
+    ``fragment``: it left without DF, so a link that is too narrow for it may cut it.
+    """
 
     source: Address
     source_port: int
     destination: Address
     destination_port: int
     payload: bytes
+    fragment: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the IP packet."""
+        return len(self.payload) + HEADERS[self.destination.version]
 
 
 class MemoryDescriptor:
@@ -111,12 +137,17 @@ class MemoryHost:
     :param ipv6: False: the kernel was started without IPv6.
 
     :ivar unreachable: numeric address to the errno that sending there draws.
+    :ivar unknown: socket options, as (level, option), that this kernel does not have: UDP_SEGMENT
+        before 4.18, UDP_GRO before 5.0. To be filled before a socket is opened.
+    :ivar mtu: of its one interface, in bytes of IP packet.
     """
 
     def __init__(self, network: MemoryNetwork, addresses: Iterable[str], ipv6: bool = True) -> None:
         self.network = network
         self.ipv6 = ipv6
         self.unreachable: dict[str, int] = {}
+        self.unknown: set[tuple[int, int]] = set()
+        self.mtu = 65_535
         self.addresses: list[Address] = []
         self.sockets: list[MemorySocket] = []
         for address in addresses:
@@ -164,6 +195,10 @@ class MemoryTUN(MemoryDescriptor):
 
     :ivar written: frames that came out of the tunnel: virtio header and packet, joined.
     :ivar refuse: errno for every write (5 EIO: the link is down); None: writes go through.
+    :ivar read_errors: errnos that the next reads raise, one each.
+    :ivar write_errors: errnos that the next writes raise, one each.
+    :ivar offloads: as ``open_tun`` leaves them; without ``uso`` a write of a UDP super-packet draws
+        EINVAL, as in kernels before 6.2.
     :ivar deleted: the device was deleted: reads fail, epoll reports an error.
     :ivar reads: calls of read so far, those that found nothing included.
     """
@@ -175,6 +210,9 @@ class MemoryTUN(MemoryDescriptor):
         self.dropped = 0
         self.reads = 0
         self.refuse: int | None = None
+        self.read_errors: deque[int] = deque()
+        self.write_errors: deque[int] = deque()
+        self.offloads = Offloads(csum=True, tso=True, uso=True)
         self.deleted = False
         self._queue: deque[bytes] = deque()
 
@@ -189,6 +227,8 @@ class MemoryTUN(MemoryDescriptor):
         self.reads += 1
         if self.deleted:
             raise system_error(errno.EBADFD)
+        if self.read_errors:
+            raise system_error(self.read_errors.popleft())
         if not self._queue:
             raise system_error(errno.EAGAIN)
         return self._queue.popleft()
@@ -198,6 +238,10 @@ class MemoryTUN(MemoryDescriptor):
             raise system_error(errno.EBADFD)
         if self.refuse is not None:
             raise system_error(self.refuse)
+        if self.write_errors:
+            raise system_error(self.write_errors.popleft())
+        if frame[1] == GSO_UDP_L4 and not self.offloads.uso:
+            raise system_error(errno.EINVAL)
         self.written.append(frame)
         return len(frame)
 
@@ -211,10 +255,19 @@ class MemoryTUN(MemoryDescriptor):
 class MemorySocket(MemoryDescriptor):
     """A UDP socket.
 
-    :ivar room: datagrams it takes before it says EAGAIN; None: it never says so.
+    With UDP_GRO switched on a read brings as many equal datagrams of one sender as are there.
+
+    :ivar room: datagrams it takes before it says EAGAIN; None: it never says so. As in the kernel,
+        one send of many datagrams goes out whole while there is any room.
     :ivar refuse: errno for every send (101 ENETUNREACH, 1 EPERM); None: sends go through.
+    :ivar refuse_segments: errno for every send of more than one datagram (5 EIO: the device has no
+        checksum offload).
+    :ivar send_errors: errnos that the next sends raise, one each; 0: that one goes through.
     :ivar receive_errors: errnos that the next reads raise, one each.
-    :ivar receives: calls of recvmsg so far, those that found nothing included.
+    :ivar option_errors: errnos that setting (level, option) draws from now on.
+    :ivar options: what was set, by (level, option).
+    :ivar sends: system calls that sent something.
+    :ivar receives: reads so far, those that found nothing included.
     """
 
     def __init__(self, host: MemoryHost, family: int) -> None:
@@ -225,10 +278,14 @@ class MemorySocket(MemoryDescriptor):
         self.bound: Address | None = None
         self.room: int | None = None
         self.refuse: int | None = None
+        self.refuse_segments: int | None = None
+        self.send_errors: deque[int] = deque()
         self.receive_errors: deque[int] = deque()
+        self.option_errors: dict[tuple[int, int], int] = {}
+        self.options: dict[tuple[int, int], int] = {}
+        self.sends = 0
         self.receives = 0
         self.dropped = 0
-        self._pktinfo = False
         self._queue: deque[Datagram] = deque()
 
     def setblocking(self, flag: bool) -> None:
@@ -236,11 +293,11 @@ class MemorySocket(MemoryDescriptor):
             raise ValueError("a memory socket cannot block")
 
     def setsockopt(self, level: int, option: int, value: int) -> None:
-        if (level, option) in (
-            (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
-            PKTINFO[socket.AF_INET],
-        ):
-            self._pktinfo = bool(value)
+        if (level, option) in self.option_errors:
+            raise system_error(self.option_errors[level, option])
+        if (level, option) in self.host.unknown:
+            raise system_error(errno.ENOPROTOOPT)
+        self.options[level, option] = value
 
     def bind(self, address: SocketAddress) -> None:
         wanted, port = _unmapped(address[0]), address[1]
@@ -285,6 +342,13 @@ class MemorySocket(MemoryDescriptor):
     def recvmsg(
         self, size: int, ancillary_size: int
     ) -> tuple[bytes, AncillaryData, int, SocketAddress]:
+        memory = bytearray(size)
+        length, ancillary, flags, remote = self.recvmsg_into([memory], ancillary_size)
+        return bytes(memory[:length]), ancillary, flags, remote
+
+    def recvmsg_into(
+        self, buffers: Sequence[bytearray | memoryview], ancillary_size: int
+    ) -> tuple[int, AncillaryData, int, SocketAddress]:
         self.receives += 1
         if self.closed:
             raise system_error(errno.EBADF)
@@ -292,10 +356,47 @@ class MemorySocket(MemoryDescriptor):
             raise system_error(self.receive_errors.popleft())
         if not self._queue:
             raise system_error(errno.EAGAIN)
-        datagram = self._queue.popleft()
-        remote = socket_address(str(datagram.source), datagram.source_port, self.family)
-        ancillary = [self._received_pktinfo(datagram.destination)] if self._pktinfo else []
-        return datagram.payload[:size], ancillary, 0, remote
+        [memory] = buffers
+        datagrams = self._take()
+        first = datagrams[0]
+        ancillary = self._ancillary(first, len(datagrams))
+        flags = 0
+        if sum(socket.CMSG_SPACE(len(data)) for _, _, data in ancillary) > ancillary_size:
+            ancillary, flags = [], socket.MSG_CTRUNC
+        payload = b"".join(datagram.payload for datagram in datagrams)
+        if len(payload) > len(memory):
+            payload, flags = payload[: len(memory)], flags | socket.MSG_TRUNC
+        memory[: len(payload)] = payload
+        remote = socket_address(str(first.source), first.source_port, self.family)
+        return len(payload), ancillary, flags, remote
+
+    def _take(self) -> list[Datagram]:
+        """What one read brings: one datagram, or a run of equal ones, the last maybe shorter."""
+        first = self._queue.popleft()
+        run, total = [first], len(first.payload)
+        if not self.options.get((SOL_UDP, UDP_GRO)) or not total:
+            return run
+        while self._queue and len(run) < MOST_SEGMENTS:
+            following = self._queue[0]
+            length = len(following.payload)
+            if following[:4] != first[:4] or not 0 < length <= len(first.payload):
+                break
+            if len(run[-1].payload) < len(first.payload) or total + length > MOST_UDP_PAYLOAD:
+                break
+            run.append(self._queue.popleft())
+            total += length
+        return run
+
+    def _ancillary(self, datagram: Datagram, count: int) -> AncillaryData:
+        """The control messages of a read of so many datagrams."""
+        family = socket.AddressFamily(self.family)
+        ancillary: AncillaryData = []
+        if count > 1:
+            ancillary.append((SOL_UDP, UDP_GRO, struct.pack("=i", len(datagram.payload))))
+        asked = (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO)
+        if self.options.get(asked if family == socket.AF_INET6 else PKTINFO[family]):
+            ancillary.append(self._received_pktinfo(datagram.destination))
+        return ancillary
 
     def _received_pktinfo(self, address: Address) -> tuple[int, int, bytes]:
         index = (2).to_bytes(4, "little")
@@ -303,6 +404,9 @@ class MemorySocket(MemoryDescriptor):
             return (*PKTINFO[socket.AF_INET], index + address.packed + address.packed)
         mapped = address.packed if address.version == 6 else V4_MAPPED + address.packed
         return (*PKTINFO[socket.AF_INET6], mapped + index)
+
+    def sendto(self, payload: Buffer, address: SocketAddress) -> int:
+        return self.sendmsg([payload], (), 0, address)
 
     def sendmsg(
         self,
@@ -316,23 +420,60 @@ class MemorySocket(MemoryDescriptor):
         payload = b"".join(buffers)
         destination = _unmapped(address[0])
         source = self._source(destination, ancillary)
-        refuse = self.refuse or self.host.unreachable.get(str(destination))
-        if refuse is not None:
+        pieces = self._cut(payload, ancillary)
+        refuse = self._refusal(destination, len(pieces))
+        if refuse:
             raise system_error(refuse)
-        if len(payload) > MOST_UDP_PAYLOAD:
-            raise system_error(errno.EMSGSIZE)
+        fragment = not self._whole(destination.version)
+        datagrams = [
+            Datagram(source, self.port, destination, address[1], piece, fragment)
+            for piece in pieces
+        ]
+        for datagram in datagrams:
+            too_long = datagram.size > self.host.mtu and not fragment
+            if len(datagram.payload) > MOST_UDP_PAYLOAD or too_long:
+                raise system_error(errno.EMSGSIZE)
         if not self.writable():
             raise system_error(errno.EAGAIN)
         if self.room is not None:
-            self.room -= 1
+            self.room = max(0, self.room - len(datagrams))
         if not self.port:
             raise ValueError("bind first")
-        self.network.carry(Datagram(source, self.port, destination, address[1], payload))
+        self.sends += 1
+        for datagram in datagrams:
+            self.network.carry(datagram)
         return len(payload)
+
+    def _refusal(self, destination: Address, pieces: int) -> int | None:
+        """The errno that was ordered for this send."""
+        if self.send_errors:
+            return self.send_errors.popleft()
+        if pieces > 1 and self.refuse_segments:
+            return self.refuse_segments
+        return self.refuse or self.host.unreachable.get(str(destination))
+
+    def _cut(self, payload: bytes, ancillary: Sequence[tuple[int, int, bytes]]) -> list[bytes]:
+        """What UDP_SEGMENT makes of it; a kernel that does not know it sends one datagram."""
+        for level, kind, data in ancillary:
+            if (level, kind) != (SOL_UDP, UDP_SEGMENT) or (level, kind) in self.host.unknown:
+                continue
+            (size,) = struct.unpack("=H", data)
+            if not size or len(payload) > min(size * MOST_SEGMENTS, MOST_UDP_PAYLOAD):
+                raise system_error(errno.EINVAL if size else errno.EMSGSIZE)
+            return [payload[start : start + size] for start in range(0, len(payload), size)]
+        return [payload]
+
+    def _whole(self, version: int) -> bool:
+        """Whether datagrams of that family leave with DF (IPv6: are not cut here)."""
+        if version == 4:
+            return self.options.get((socket.IPPROTO_IP, IP_MTU_DISCOVER)) in WHOLE
+        return self.options.get((socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER)) in WHOLE
 
     def _source(self, destination: Address, ancillary: Sequence[tuple[int, int, bytes]]) -> Address:
         """What the kernel takes: the control message, else the bound address, else its choice."""
         for level, kind, data in ancillary:
+            if level == SOL_UDP:
+                continue
             if (level, kind) != PKTINFO[socket.AddressFamily(self.family)]:
                 raise system_error(errno.EINVAL)
             packed = data[:16] if self.family == socket.AF_INET6 else data[4:8]

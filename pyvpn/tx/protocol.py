@@ -26,7 +26,7 @@ class Core(Protocol):
     def packets_from_tun(self, frames: list[bytes], now: float) -> list[Burst]: ...
 
     def datagrams_received(
-        self, buffer: bytes, size: int, endpoint: Any, now: float
+        self, buffer: Any, size: int, endpoint: Any, now: float
     ) -> list[list[Buffer]]: ...
 
     def datagrams_to_send(self, now: float) -> list[Burst]: ...
@@ -112,7 +112,7 @@ class VPNProtocol(DatagramProtocol):
         finally:
             self.transmit(now)
 
-    def burstReceived(self, buffer: bytes, size: int, endpoint: UDPEndpoint) -> None:
+    def burstReceived(self, buffer: Buffer, size: int, endpoint: UDPEndpoint) -> None:
         """Datagrams of one sender; what they call for leaves at :meth:`turnEnded`."""
         frames = self.core.datagrams_received(buffer, size, endpoint, self._clock())
         if frames:
@@ -121,6 +121,7 @@ class VPNProtocol(DatagramProtocol):
     def turnEnded(self) -> None:
         """The UDP port has handed over all of this turn."""
         self.transmit()
+        self.tun.readNow()
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """Twisted's way to deliver: a burst of one. ``addr`` is a :class:`UDPEndpoint`."""

@@ -13,6 +13,11 @@ from pyvpn.tx.timer import boottime
 LOG_INTERVAL = 10.0
 
 
+def errno_name(error: OSError) -> str:
+    """``EIO`` and the like: the name under which a failure is counted."""
+    return errno.errorcode.get(error.errno or 0, "unknown_errno")
+
+
 class Tally:
     """Counts of what went wrong in one port.
 
@@ -32,10 +37,13 @@ class Tally:
         """Count without a word in the log."""
         self.counters[name] = self.counters.get(name, 0) + amount
 
-    def error(self, error: OSError, doing: str) -> None:
-        """Count a failed system call under its errno name and log it unless that was just done."""
-        name = errno.errorcode.get(error.errno or 0, "unknown_errno")
-        self.add(name)
+    def error(self, error: OSError, doing: str, amount: int = 1) -> None:
+        """Count a failed system call under its errno name and log it unless that was just done.
+
+        :param amount: how much was lost by it.
+        """
+        name = errno_name(error)
+        self.add(name, amount)
         if self._due(name):
             self._log.warn(
                 "{what}: {doing} failed: {reason} ({name}, {count} so far)",

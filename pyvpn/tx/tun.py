@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReadDescriptor
@@ -31,6 +31,13 @@ SMALL_FRAME_BYTES = 512
 # Turns that go without the probe after it found nothing: doubles up to this while it keeps finding
 # nothing, so a burst of small frames is noticed after at most so many turns of one frame each.
 MOST_LONE_TURNS = 16
+
+# Looks by readNow() that may find nothing in a row before it is done only every so many turns.
+MOST_VAIN_LOOKS = 3
+LOOK_AGAIN_TURNS = 16
+
+# struct virtio_net_hdr: the second byte is gso_type, and this one is a UDP super-packet.
+VIRTIO_NET_HDR_GSO_UDP_L4 = 5
 
 # The device was deleted under us.
 GONE = (errno.EBADFD, errno.EBADF, errno.ENODEV)
@@ -64,8 +71,10 @@ class TUNPort:
     :param protocol: gets the frames.
     :param reactor: the global one if None.
     :param system: ``read(fd, size)`` and ``writev(fd, buffers)`` as in :mod:`os`.
+    :param cut: takes a frame that is a UDP super-packet and gives frames of one datagram each, for
+        kernels that have no USO; None: such a frame is dropped like any bad one.
 
-    :ivar counters: failures by errno name.
+    :ivar counters: failures by errno name, and ``uso_refused``.
     """
 
     _log = Logger()
@@ -76,6 +85,7 @@ class TUNPort:
         protocol: FrameReceiver,
         reactor: Any = None,
         system: Any = os,
+        cut: Callable[[Sequence[Buffer]], list[list[Buffer]]] | None = None,
     ) -> None:
         if reactor is None:
             from twisted.internet import reactor
@@ -90,6 +100,10 @@ class TUNPort:
         self.counters = self._tally.counters
         self._lone_turns = 0
         self._lone_streak = 0
+        self._cut = cut
+        self._wrote = False
+        self._vain_looks = 0
+        self._looks_skipped = 0
 
     def startReading(self) -> None:
         """Take frames from now on; harmless twice."""
@@ -115,12 +129,15 @@ class TUNPort:
         frames: list[bytes] = []
         why = self._drain(frames)
         if frames:
-            try:
-                self.protocol.framesReceived(frames)
-            except Exception:
-                # Anything that leaves doRead takes the reader out of the reactor for good.
-                self._tally.bug("handling frames")
+            self._hand_over(frames)
         return why
+
+    def _hand_over(self, frames: list[bytes]) -> None:
+        try:
+            self.protocol.framesReceived(frames)
+        except Exception:
+            # Anything that leaves doRead takes the reader out of the reactor for good.
+            self._tally.bug("handling frames")
 
     def _drain(self, frames: list[bytes]) -> Exception | None:
         read, fd = self._read, self._fd
@@ -139,28 +156,65 @@ class TUNPort:
                 append(frame)
                 room -= len(frame)
         except BlockingIOError:
-            lone = len(frames) == 1
-            self._lone_streak = min(2 * self._lone_streak + 1, MOST_LONE_TURNS) if lone else 0
-            self._lone_turns = self._lone_streak
+            if frames:  # a look in vain, see readNow, tells nothing about how frames come
+                lone = len(frames) == 1
+                self._lone_streak = min(2 * self._lone_streak + 1, MOST_LONE_TURNS) if lone else 0
+                self._lone_turns = self._lone_streak
         except OSError as error:
             self._tally.error(error, "read")
             if error.errno in GONE:
                 return CONNECTION_LOST
         return None
 
+    def readNow(self) -> None:
+        """Look for answers to what has just been written, without waiting for the reactor.
+
+        The kernel takes a written packet in before ``writev`` returns, so its answer (an ACK, an
+        echo reply, the packet forwarded to another client) is mostly in the device's queue by now.
+        """
+        if not (self._wrote and self.reading):
+            return
+        self._wrote = False
+        if self._vain_looks >= MOST_VAIN_LOOKS:
+            self._looks_skipped += 1
+            if self._looks_skipped < LOOK_AGAIN_TURNS:
+                return
+            self._looks_skipped = 0
+        frames: list[bytes] = []
+        self._drain(frames)  # a deleted device is seen again by the reactor, whom it concerns
+        if frames:
+            self._vain_looks = 0
+            self._hand_over(frames)
+        else:
+            self._vain_looks += 1
+
     def writeFrames(self, frames: Iterable[Sequence[Buffer]]) -> None:
         """Write each frame, a list of buffers, with one ``writev``.
 
         What the kernel refuses (EINVAL: a bad packet; EIO: the link is down; EAGAIN) is dropped and
-        counted by name: there is nobody to hold it back for, the far end has sent it.
+        counted by name: there is nobody to hold it back for, the far end has sent it. A UDP
+        super-packet that a kernel without USO refuses is written datagram by datagram.
         """
         writev, fd = self._writev, self._fd
         if fd < 0:
             self._tally.add("closed")
             return
+        self._wrote = True
         for frame in frames:
             try:
                 writev(fd, frame)
+            except OSError as error:
+                if error.errno == errno.EINVAL and self._cut is not None and _is_uso(frame):
+                    self._write_cut(self._cut(frame))
+                else:
+                    self._tally.error(error, "write")
+
+    def _write_cut(self, frames: list[list[Buffer]]) -> None:
+        """The datagrams of a super-packet that was refused, which may have been a bad one."""
+        self._tally.add("uso_refused")
+        for frame in frames:
+            try:
+                self._writev(self._fd, frame)
             except OSError as error:
                 self._tally.error(error, "write")
 
@@ -177,3 +231,7 @@ class TUNPort:
         if lost:
             self._tally.add("connection_lost")
             self.protocol.tunConnectionLost(reason)
+
+
+def _is_uso(frame: Sequence[Buffer]) -> bool:
+    return frame[0][1] == VIRTIO_NET_HDR_GSO_UDP_L4

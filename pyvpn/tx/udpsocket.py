@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from typing import Any
+from typing import Any, NamedTuple
 
+from attrs import frozen
 from twisted.logger import Logger
 
 from pyvpn.errors import StartError
@@ -27,15 +28,56 @@ PKTINFO = {
     socket.AF_INET: (socket.IPPROTO_IP, IP_PKTINFO),
 }
 
+# linux/udp.h, at level SOL_UDP: one send of many datagrams (kernel 4.18), one read of them (5.0).
+SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
+
+# linux/in.h and in6.h. PROBE: DF on all we send, and the path MTU is what the core has found out,
+# not what the kernel takes from ICMP. OMIT (kernel 3.13) and DONT: no DF.
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, IPV6_MTU = 10, 23, 24
+PMTUDISC_DONT, PMTUDISC_PROBE, PMTUDISC_OMIT = 0, 3, 5
+
+# IPv6 routers never fragment, so the sender has to cut at what every link must carry (RFC 8200, 5).
+IPV6_MINIMUM_MTU = 1280
+
 NO_IPV6 = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 _log = Logger()
 
 
-def open_udp_socket(
-    system: Any, interface: str, port: int, pktinfo: bool
-) -> tuple[Any, socket.AddressFamily]:
-    """A bound, non-blocking UDP socket and its family: AF_INET only where there is no IPv6.
+class PathOption(NamedTuple):
+    """A socket option that decides whether datagrams may be fragmented.
+
+    :ivar whole: its value while they may not be, which is nearly always.
+    :ivar cut: its value while they may be.
+    """
+
+    level: int
+    option: int
+    whole: int
+    cut: int
+
+
+@frozen
+class BoundSocket:
+    """A bound, non-blocking UDP socket and what the kernel can do with it.
+
+    :ivar family: AF_INET only where there is no IPv6.
+    :ivar gso: UDP_SEGMENT is known.
+    :ivar gro: UDP_GRO is on: a read may bring many datagrams.
+    :ivar df: all datagrams leave with DF, IPv6 ones unfragmented, while ``path_options`` are at
+        their value for that, as they are now.
+    """
+
+    socket: Any
+    family: socket.AddressFamily
+    gso: bool
+    gro: bool
+    df: bool
+    path_options: tuple[PathOption, ...]
+
+
+def open_udp_socket(system: Any, interface: str, port: int, pktinfo: bool) -> BoundSocket:
+    """Open it; what the kernel does not know is said in the log and done without.
 
     :param system: ``socket(family, type)`` as in :mod:`socket`.
     :param interface: the one local address, numeric; "" for all.
@@ -49,11 +91,22 @@ def open_udp_socket(
         sock.setblocking(False)
         _set_options(sock, family, pktinfo)
         sock.bind(socket_address(interface or _any(family), port, family))
+        # Asked by setsockopt: before 4.18 a send ignored the control message, and all the datagrams
+        # would have left as one.
+        gso = _set(sock, SOL_UDP, UDP_SEGMENT, 0)
+        gro = _set(sock, SOL_UDP, UDP_GRO, 1)
+        df, path_options = _forbid_fragments(sock, family)
     except (OSError, ValueError) as error:
         if sock is not None:
             sock.close()
         raise StartError(_problem(error, where, interface)) from error
-    return sock, family
+    missing = {"UDP_SEGMENT": gso, "UDP_GRO": gro, "IP_MTU_DISCOVER": df}
+    for name, known in missing.items():
+        if not known:
+            _log.warn(
+                "{where}: this kernel refuses {name}; going on without", where=where, name=name
+            )
+    return BoundSocket(sock, family, gso, gro, df, path_options)
 
 
 def _any(family: socket.AddressFamily) -> str:
@@ -82,6 +135,38 @@ def _set_options(sock: Any, family: socket.AddressFamily, pktinfo: bool) -> None
             sock.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER_BYTES)
         except OSError:
             sock.setsockopt(socket.SOL_SOCKET, plain, SOCKET_BUFFER_BYTES)
+
+
+def _set(sock: Any, level: int, option: int, value: int) -> bool:
+    """Set an option that can be done without; whether it is set."""
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError:
+        return False
+    return True
+
+
+def _forbid_fragments(sock: Any, family: int) -> tuple[bool, tuple[PathOption, ...]]:
+    """Set DF; whether that worked for every family, and what lifts it.
+
+    An AF_INET6 socket keeps both options apart: that of IPv4 rules over its mapped addresses.
+    """
+    discover = [(socket.IPPROTO_IP, IP_MTU_DISCOVER)]
+    if family == socket.AF_INET6:
+        discover.append((socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER))
+    options: list[PathOption] = []
+    for level, option in discover:
+        cut = PMTUDISC_OMIT if _set(sock, level, option, PMTUDISC_OMIT) else PMTUDISC_DONT
+        if _set(sock, level, option, PMTUDISC_PROBE):
+            options.append(PathOption(level, option, PMTUDISC_PROBE, cut))
+    df = len(options) == len(discover)
+    # Tried, then as the interface has it, which is what 0 means.
+    sizes = (IPV6_MINIMUM_MTU, 0)
+    if family == socket.AF_INET6 and all(
+        _set(sock, socket.IPPROTO_IPV6, IPV6_MTU, size) for size in sizes
+    ):
+        options.append(PathOption(socket.IPPROTO_IPV6, IPV6_MTU, 0, IPV6_MINIMUM_MTU))
+    return df, tuple(options)
 
 
 def _problem(error: OSError | ValueError, where: str, interface: str) -> str:

@@ -46,7 +46,7 @@ class FakeCore:
     def datagrams_received(
         self, buffer: bytes, size: int, endpoint: UDPEndpoint, now: float
     ) -> list[list[Any]]:
-        self._called("datagrams", buffer, size, endpoint, now)
+        self._called("datagrams", bytes(buffer), size, endpoint, now)
         return self.frames
 
     def datagrams_to_send(self, now: float) -> list[Burst]:

@@ -176,7 +176,7 @@ class UDPPortMixin:
         globalLogPublisher.addObserver(lines.append)
         self.addCleanup(globalLogPublisher.removeObserver, lines.append)
         nowhere = self.client_port.endpoint(address, 9)
-        self.client_port.writeBursts([burst_of(nowhere, [b"lost"] * 100)])
+        self.client_port.writeBursts([burst_of(nowhere, [b"lost"] * 50)] * 2)
         self.assertEqual(self.client_port.counters, {name: 100})
         self.assertEqual([line.get("name") for line in lines], [name])
 
@@ -192,9 +192,9 @@ class UDPPortMixin:
         self.assertEqual(self.client_port.counters, {"EMSGSIZE": 1})
 
     def test_longest(self) -> None:
-        """The longest datagram of UDP arrives whole."""
+        """The longest datagram of UDP arrives whole, in fragments if it has to."""
         longest = bytes(range(256)) * 255 + bytes(65_507 - 255 * 256)
-        self.send(longest)
+        self.client_port.writeBursts([burst_of(self.to_hub(), [longest], fragment=True)])
         self.world.until(lambda: bool(self.hub.bursts))
         self.assertEqual(self.hub.bursts[0][:2], (longest, 65_507))
 
@@ -336,21 +336,21 @@ class MemoryUDPPortTests(UDPPortMixin, SynchronousTestCase):
         self.hub.echo = False
         socket = self.client_socket()
         socket.room = 3
-        first = [b"%02d" % n for n in range(8)]
+        first = [b"%02d" % n for n in range(12)]
         self.client_port.writeBursts(
-            [burst_of(self.to_hub(), first[:5]), burst_of(self.to_hub(), first[5:])]
+            [burst_of(self.to_hub(), first[start : start + 4]) for start in (0, 4, 8)]
         )
-        self.send(b"08", b"09")
+        self.send(b"12", b"13")
         self.world.reactor.settle()
-        self.assertEqual(self.hub.datagrams(), first[:3])
+        self.assertEqual(self.hub.datagrams(), first[:4])
         self.assertEqual(self.client.calls, ["paused"])
         socket.room = 2
         self.world.reactor.settle()
-        self.assertEqual(self.hub.datagrams(), first[:5])
+        self.assertEqual(self.hub.datagrams(), first[:8])
         self.assertEqual(self.client.calls, ["paused"])
         socket.room = 100
         self.world.reactor.settle()
-        self.assertEqual(self.hub.datagrams(), [*first, b"08", b"09"])
+        self.assertEqual(self.hub.datagrams(), [*first, b"12", b"13"])
         self.assertEqual(self.client.calls, ["paused", "resumed"])
         self.assertEqual(self.client_port.counters, {"EAGAIN": 1})
         self.assertEqual(self.world.reactor.getWriters(), [])

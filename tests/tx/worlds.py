@@ -14,7 +14,7 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn.core.burst import Burst
+from pyvpn.core.burst import Buffer, Burst
 from pyvpn.testing.memory import MemoryHost, MemoryNetwork
 from pyvpn.testing.reactor import MemoryReactor
 from pyvpn.tx.endpoint import UDPEndpoint
@@ -36,7 +36,8 @@ class Receiver:
         self.fail = False
         self._answers: list[Burst] = []
 
-    def burstReceived(self, buffer: bytes, size: int, endpoint: UDPEndpoint) -> None:
+    def burstReceived(self, memory: Buffer, size: int, endpoint: UDPEndpoint) -> None:
+        buffer = bytes(memory)  # which is good until we return
         self.calls.append("burst")
         self.bursts.append((buffer, size, endpoint))
         if self.fail:
@@ -71,12 +72,12 @@ class Receiver:
         ]
 
 
-def burst_of(endpoint: UDPEndpoint, datagrams: list[bytes]) -> Burst:
+def burst_of(endpoint: UDPEndpoint, datagrams: list[bytes], fragment: bool = False) -> Burst:
     """A burst as the core makes it: a head of up to 16 bytes and a body for each datagram."""
     buffers: list[Any] = []
     for datagram in datagrams:
         buffers += [datagram[:16], memoryview(datagram)[16:]]
-    return Burst(endpoint, buffers, len(datagrams[0]))
+    return Burst(endpoint, buffers, len(datagrams[0]), fragment)
 
 
 class World:
