@@ -14,7 +14,7 @@ from itertools import groupby
 
 from pyvpn.linux.journal import Journal, JournalError, JournalInUse, Record
 from pyvpn.linux.ledger import Ledger, sysctl_path
-from pyvpn.linux.steps import LinkInfo, LinkStep, Step, Sysctl, steps_to_drop
+from pyvpn.linux.steps import LinkInfo, LinkStep, Segments, Step, Sysctl, steps_to_drop
 from pyvpn.linux.system import Completed, System, claim_pid
 
 _FAILED_LINE = re.compile(r"^Command failed -:(\d+)$", re.MULTILINE)
@@ -45,6 +45,7 @@ class AppliedState:
         self._system = system
         self._journal = journal
         self._ledger = ledger
+        self._refused: set[Step] = set()
 
     @property
     def journal(self) -> Journal:
@@ -61,7 +62,8 @@ class AppliedState:
         made = [record.step for record in self._journal.records]
         dropped = steps_to_drop(made, wanted)
         stay = [record for record in self._journal.records if record.step not in dropped]
-        missing = [step for step in wanted if step not in {record.step for record in stay}]
+        done = self._refused.union(record.step for record in stay)
+        missing = [step for step in wanted if step not in done]
         if not dropped and not missing:
             return []
         log = self._undo([r for r in self._journal.records if r.step in dropped])
@@ -117,10 +119,27 @@ class AppliedState:
 
     def _make(self, steps: Sequence[Step]) -> list[str]:
         log: list[str] = []
-        for _, group in groupby(steps, key=_is_sysctl):
+        for _, group in groupby(steps, key=_making):
             some = list(group)
-            log += self._make_on_links([step for step in some if not isinstance(step, Sysctl)])
+            must = [step for step in some if not isinstance(step, Sysctl | Segments)]
+            log += self._make_on_links(must)
+            log += self._make_wishes([step for step in some if isinstance(step, Segments)])
             log += self._make_sysctls([step for step in some if isinstance(step, Sysctl)])
+        return log
+
+    def _make_wishes(self, steps: Sequence[Segments]) -> list[str]:
+        """Make what may fail, each in a command of its own; what fails is told and not tried again.
+
+        An ip(8) that does not know a word ends there, whatever lines follow in its batch.
+        """
+        log = []
+        for step in steps:
+            try:
+                log += self._make_on_links([step])
+            except ChangeFailed as failure:
+                self._refused.add(step)
+                self._forget([r for r in self._journal.records if r.step == step])
+                log.append(f"note: going on without this: {failure}")
         return log
 
     def _make_sysctls(self, steps: Sequence[Sysctl]) -> list[str]:
@@ -276,6 +295,11 @@ def repair_journal(path: str, system: System, ledger_directory: str) -> list[str
     if journal.records:
         raise JournalError(f"{path} could not be undone: {'; '.join(log)}")
     return [*log, f"{path} removed: its process {claim_pid(journal.claim)} ended without undoing"]
+
+
+def _making(step: Step) -> str:
+    """How a step is made: steps of one way that follow each other are made together."""
+    return step.kind if isinstance(step, Sysctl | Segments) else "link"
 
 
 def _is_sysctl(step: Step) -> bool:

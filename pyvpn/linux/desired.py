@@ -23,11 +23,16 @@ class Address:
 
 @frozen
 class Link:
-    """One TUN interface, up, with its MTU (bytes) and all of its addresses."""
+    """One TUN interface, up, with its MTU (bytes) and all of its addresses.
+
+    :ivar gso_max_segs: the most segments of a super-packet that the kernel hands to the interface,
+        None to leave that as it is. A wish: where ip(8) or the kernel refuses, the rest stands.
+    """
 
     name: str
     mtu: int
     addresses: tuple[Address, ...] = ()
+    gso_max_segs: int | None = None
 
 
 @frozen
@@ -61,6 +66,7 @@ class SystemState:
                         {"interface": address.interface, "peer": address.peer}
                         for address in link.addresses
                     ],
+                    "gso_max_segs": link.gso_max_segs,
                 }
                 for link in self.links
             ],
@@ -79,6 +85,7 @@ class SystemState:
                     entry["name"],
                     entry["mtu"],
                     tuple(Address(one["interface"], one["peer"]) for one in entry["addresses"]),
+                    entry["gso_max_segs"],
                 )
                 for entry in data["links"]
             ),

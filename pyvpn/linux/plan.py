@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from pyvpn.linux.ledger import sysctl_path
-from pyvpn.linux.steps import MTU, AddressOn, Quiet, RouteVia, Step, Sysctl, Up
+from pyvpn.linux.steps import MTU, AddressOn, Quiet, RouteVia, Segments, Step, Sysctl, Up
 from pyvpn.linux.system import System
 
 MAX_ENTRIES = 4096
@@ -22,6 +22,8 @@ MIN_MTU = 576
 MIN_MTU_IPV6 = 1280
 """RFC 8200, section 5; Linux removes the IPv6 addresses of a link with less."""
 MAX_MTU = 65535
+MAX_SEGMENTS = 65535
+"""linux/netdevice.h, GSO_MAX_SEGS."""
 
 # The kernel allows more in a name; but a line of ip -batch knows spaces, quotes, '#' and '\\'.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,14}")
@@ -48,6 +50,7 @@ def plan(state: object, system: System) -> tuple[list[Step], list[str]]:
     """The steps that make ``state`` (:meth:`pyvpn.linux.desired.SystemState.to_json`), in order.
 
     Links come first and sysctls last, so that a mistake shows before the whole machine forwards.
+    Wishes come between them, so that what must succeed on the links goes in one batch.
 
     :returns: the steps, and notes for people about what is left out because IPv6 is off.
     :raises Refused: a field is missing, malformed or not allowed.
@@ -55,9 +58,10 @@ def plan(state: object, system: System) -> tuple[list[Step], list[str]]:
     whole = _fields(state, "the state", "links", "routes", "sysctls")
     steps: list[Step] = []
     notes: list[str] = []
+    wishes: list[Segments] = []
     devices: dict[str, bool] = {}  # name → has IPv6
     for link in _entries(whole["links"], "links"):
-        fields = _fields(link, "a link", "name", "mtu", "addresses")
+        fields = _fields(link, "a link", "name", "mtu", "addresses", "gso_max_segs")
         device = _name(fields["name"])
         generation = _address_generation(device, system)
         devices[device] = generation is not None
@@ -75,12 +79,15 @@ def plan(state: object, system: System) -> tuple[list[Step], list[str]]:
             steps.append(Quiet(device, generation))
         steps.append(Up(device))
         steps.extend(present)
+        if fields["gso_max_segs"] is not None:
+            wishes.append(Segments(device, _segments(fields["gso_max_segs"])))
     for route in _entries(whole["routes"], "routes"):
         via = _route(route, devices)
         if ip_network(via.destination).version == 6 and not devices[via.device]:
             notes.append(f"note: IPv6 is off on {via.device}: route {via.destination} left out")
         else:
             steps.append(via)
+    steps.extend(wishes)
     for sysctl in _sysctls(whole["sysctls"]):
         if sysctl.key.startswith("net/ipv6/") and not _ipv6_on("all", system):
             notes.append(f"note: IPv6 is off: sysctl {sysctl.key} left out")
@@ -114,6 +121,12 @@ def _mtu(value: object, addresses: list[AddressOn]) -> int:
     least = MIN_MTU_IPV6 if ipv6 else MIN_MTU
     if type(value) is not int or not least <= value <= MAX_MTU:
         raise Refused(f"MTU {value!r} is not between {least} and {MAX_MTU}")
+    return value
+
+
+def _segments(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= MAX_SEGMENTS:
+        raise Refused(f"gso_max_segs {value!r} is not between 1 and {MAX_SEGMENTS}")
     return value
 
 

@@ -17,6 +17,9 @@ from attrs import Factory, define
 from pyvpn.linux.ledger import PROC_SYS
 from pyvpn.linux.system import Completed, System
 
+GSO_MAX_SEGS = 65535
+"""linux/netdevice.h: what an interface has of itself."""
+
 _SHOWN = {
     "ipv4": ("accept_redirects", "forwarding", "send_redirects"),
     "ipv6": ("accept_ra", "forwarding", "addr_gen_mode"),
@@ -33,6 +36,8 @@ def render(system: System) -> str:
         name = link["ifname"]
         state = "up" if "UP" in link["flags"] else "down"
         lines.append(f"link {name} {state} mtu {link['mtu']}")
+        if link.get("gso_max_segs", GSO_MAX_SEGS) != GSO_MAX_SEGS:
+            lines.append(f"gso_max_segs {link['gso_max_segs']} on {name}")
         for entry in link["addr_info"]:
             if "local" in entry and entry.get("scope") != "link":
                 peer = f" peer {entry['address']}" if "address" in entry else ""
@@ -64,6 +69,7 @@ class FakeLink:
     mtu: int = 1500
     up: bool = False
     addresses: list[tuple[str, str | None]] = Factory(list)
+    gso_max_segs: int = GSO_MAX_SEGS
 
 
 class _KernelSaysNo(Exception):
@@ -205,6 +211,7 @@ class FakeLinux:
             "ifname": name,
             "flags": ["UP"] if link.up else [],
             "mtu": link.mtu,
+            "gso_max_segs": link.gso_max_segs,
             "linkinfo": {"info_kind": link.kind},
             "addr_info": shown,
         }
@@ -256,6 +263,8 @@ class FakeLinux:
             link.mtu = int(words[words.index("mtu") + 1])
             if link.mtu < 1280:
                 link.addresses = [one for one in link.addresses if _subnet(one).version == 4]
+        if "gso_max_segs" in words:
+            link.gso_max_segs = int(words[words.index("gso_max_segs") + 1])
         if "up" in words:
             link.up = True
         if "down" in words:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from typing import Any
 
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
@@ -12,6 +14,7 @@ from pyvpn.linux.applied import ChangeFailed, repair_journal, take_journal
 from pyvpn.linux.desired import Address, Link, Route, SystemState
 from pyvpn.linux.journal import JournalError
 from pyvpn.linux.ledger import PROC_SYS
+from pyvpn.linux.system import Completed, System
 from pyvpn.testing.linux import render
 from tests.linux.worlds import (
     As,
@@ -52,6 +55,29 @@ net/ipv4/conf/leamit0/forwarding = 1
 net/ipv4/conf/leamit0/send_redirects = 0
 net/ipv6/conf/all/forwarding = 1
 net/ipv6/conf/leamit0/addr_gen_mode = 1""".splitlines()
+
+#: What ip(8) says where it does not know the word, and where the kernel refuses.
+OLD_IP = (
+    Completed(255, "", 'Error: either "dev" is duplicate, or "gso_max_segs" is a garbage.'),
+    Completed(1, "", "RTNETLINK answers: Operation not supported\nCommand failed -:1\n"),
+)
+
+
+class WithoutSegments:
+    """A system whose ip(8), or whose kernel, knows nothing of gso_max_segs."""
+
+    def __init__(self, system: System, says: Completed) -> None:
+        self._system = system
+        self._says = says
+
+    def run(self, argv: Sequence[str], stdin: str) -> Completed:
+        if "gso_max_segs" in stdin:
+            return self._says
+        done = self._system.run(argv, stdin)
+        return done._replace(stdout=done.stdout.replace("gso_max_segs", "other"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._system, name)
 
 
 class Promises:
@@ -130,6 +156,45 @@ class Promises:
         self.assertEqual([line for line in HUB_LINES[1:] if line not in self.lines()], [])
         self.child.apply(SystemState())
         self.assertEqual(self.shown(), self.before)
+
+    def test_segments(self) -> None:
+        """A link gets the bound of segments that is wished for; without the wish it is as before,
+        and neither takes its addresses away."""
+        wish = "gso_max_segs 44 on leamit0"
+        for most in (44, None):
+            log = self.child.apply(evolve(HUB, links=(evolve(HUB.links[0], gso_max_segs=most),)))
+            self.assertEqual([line for line in HUB_LINES if line not in self.lines()], [])
+            self.assertEqual(wish in self.lines(), most is not None)
+        self.assertEqual(log, ["ip link set dev leamit0 gso_max_segs 65535"])
+        self.child.apply(evolve(HUB, links=(evolve(HUB.links[0], gso_max_segs=44),)))
+        self.child.applied.undo_all()
+        self.assertEqual(self.shown(), self.before)
+
+    def test_segments_refused(self) -> None:
+        """Where ip(8) or the kernel does not know that wish, all else comes about; it is said once,
+        and a later state does not try it again."""
+        wishing = evolve(HUB, links=(evolve(HUB.links[0], gso_max_segs=44),))
+        for says in OLD_IP:
+            child = Child(WithoutSegments(self.world.system, says), own_directory(self))
+            notes = [line for line in child.apply(wishing) if line.startswith("note:")]
+            self.assertEqual(
+                notes,
+                [
+                    "note: going on without this: ip link set dev leamit0 gso_max_segs 44: "
+                    + says.stderr.splitlines()[0]
+                ]
+                if "Command failed" in says.stderr
+                else [f"note: going on without this: ip -batch -: {says.stderr}"],
+            )
+            self.assertEqual([line for line in HUB_LINES if line not in self.lines()], [])
+            self.assertEqual(child.apply(wishing), [])
+            lower = evolve(wishing.links[0], mtu=1300)
+            self.assertEqual(
+                child.apply(evolve(wishing, links=(lower,))),
+                ["ip link set dev leamit0 mtu 1500", "ip link set dev leamit0 mtu 1300"],
+            )
+            child.applied.undo_all()
+            self.assertEqual(self.shown(), self.before)
 
     def test_failure_in_the_middle_of_the_first_apply(self) -> None:
         """When a change is refused, everything is as before the call, and the error quotes it."""
