@@ -129,12 +129,31 @@ def set_bytes(make: Make, start: int, *values: int) -> Make:
     return spoil
 
 
+def segment_frame(make: Make, index: int = 0, size: int = 0) -> Make:
+    """A segment frame with what ``make`` makes behind its first four bytes."""
+    return lambda case: struct.pack("<BBH", 0x11, index, size) + make(case)
+
+
+def _not_agreed(make: Make) -> Make:
+    """The same to a node whose sessions have not agreed on segment frames."""
+
+    def spoil(case: Case) -> bytes:
+        for _, session in case.node.core._sessions.values():
+            session.segments = False
+        return make(case)
+
+    return spoil
+
+
 def packets() -> Iterator[Row]:
     """Plaintexts that are no IP packet."""
     four, six = packet(4), packet(6)
-    for nibble in (1, 2, 3, 5, *range(7, 16)):
+    for nibble in (2, 3, 5, *range(7, 16)):
         row = set_bytes(four, 0, nibble << 4 | 5)
         yield Row(f"nibble {nibble}", inside(row), "inner_unknown")
+    for version in (4, 6):
+        row = _not_agreed(inside(segment_frame(packet(version))))
+        yield Row(f"a segment frame of IPv{version}, not agreed", row, "inner_unknown")
     malformed: dict[str, Make] = {
         "IHL 0": set_bytes(four, 0, 0x40),
         "IHL 4": set_bytes(four, 0, 0x44),

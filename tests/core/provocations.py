@@ -472,7 +472,8 @@ CLIENT: dict[str, Provocation] = {
     "path_response_unexpected": lambda s: s.sealed_to_client(
         control.PathResponse(bytes(16)).pack()
     ),
-    "inner_unknown": lambda s: s.sealed_to_client(b"\x11" + bytes(31)),
+    "inner_unknown": lambda s: s.sealed_to_client(b"\x21" + bytes(31)),
+    "segment_malformed": lambda s: s.sealed_to_client(b"\x11" + bytes(31)),
     "inner_malformed": lambda s: s.sealed_to_client(b"\x45" + bytes(31)),
     "inner_source_not_allowed": lambda s: s.sealed_to_client(
         packet_from(STRANGER4, s.client.lease.ipv4)
@@ -485,6 +486,9 @@ CLIENT: dict[str, Provocation] = {
     "config_invalid": lambda s: s.sealed_to_client(control.ConfigPart(9, 0, 1, b"\1").pack()),
     "tun_not_ip": lambda s: s.client.send(b""),
     "tun_no_peer": lambda s: s.client.send(packet_from(s.client.lease.ipv4, STRANGER4)),
+    "tun_bad_offload": lambda s: s.client.send_frames(
+        b"\0\1" + bytes(8) + packet_from(s.client.lease.ipv4, HUB4)
+    ),
     "staged_dropped": client_staged_dropped,
     "server_unresolved": server_unresolved,
 }
@@ -526,9 +530,9 @@ def staged_total_full(scene: Scene) -> None:
 
 def mailbox_total_full(scene: Scene) -> None:
     """The real limit takes 128 clients that are away."""
-    limit, mailbox.MAILBOX_BYTES_TOTAL = mailbox.MAILBOX_BYTES_TOTAL, 3 * 1000
+    limit, mailbox.MAILBOX_BYTES_TOTAL = mailbox.MAILBOX_BYTES_TOTAL, 3 * 1010
     try:
-        mail(scene, 4, 980)
+        mail(scene, 4, 980)  # frames of 1,010 bytes
     finally:
         mailbox.MAILBOX_BYTES_TOTAL = limit
 

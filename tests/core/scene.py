@@ -142,6 +142,8 @@ def reasons_in(sources: dict[str, str]) -> dict[str, list[str]]:
             elif isinstance(node, ast.Subscript) and _name(node.value) == "counters":
                 argument = node.slice
             if isinstance(argument, ast.Constant):
+                if not isinstance(argument.value, str):
+                    continue  # another thing of that name
                 found.setdefault(argument.value, []).append(f"{name}:{node.lineno}")
             elif isinstance(argument, ast.Name):
                 reason = own[name].get(argument.id) or imported[argument.id]

@@ -47,6 +47,7 @@ LONGEST_INTERVAL = 60
 #: The hub does not know a client's interval before this, and waits for the slowest.
 LEARNING_TIME = 75
 
+SEGMENTS = LoginFlags.SEGMENT_FRAMES
 POLLING = LoginFlags.DELIVER_ON_POLL
 
 
@@ -231,7 +232,7 @@ class Fetching(SynchronousTestCase):
             client = with_client(simulation, **options)
             client.start()
             simulation.advance(0.5)
-            flags = options.get("flags", 0) if granted else 0
+            flags = options.get("flags", SEGMENTS) if granted else 0
             self.assertEqual(client.told(Connected)[0].flags, flags)
             start = client.core._poll_due
             simulation.advance_to(start + interval + 0.01)
