@@ -35,6 +35,8 @@ class Core(Protocol):
 
     def handle_timer(self, now: float) -> None: ...
 
+    def frames_to_write(self) -> list[list[Buffer]]: ...
+
     def next_event(self) -> object | None: ...
 
 
@@ -172,6 +174,9 @@ class VPNProtocol(DatagramProtocol):
             bursts = core.datagrams_to_send(now)
             if bursts:
                 self.udp.writeBursts(bursts)
+            frames = core.frames_to_write()
+            if frames:
+                self.tun.writeFrames(frames)
             event = core.next_event()
             if event is None:
                 break

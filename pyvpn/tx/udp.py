@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import socket
-import struct
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -16,13 +14,12 @@ from zope.interface import implementer
 
 from pyvpn.core.burst import Buffer, Burst
 from pyvpn.tx.endpoint import SocketAddress, UDPEndpoint
-from pyvpn.tx.tally import Tally, errno_name
+from pyvpn.tx.tally import Tally
+from pyvpn.tx.udpsender import UDPSender
 from pyvpn.tx.udpsocket import (
     PKTINFO,
     SOL_UDP,
     UDP_GRO,
-    UDP_SEGMENT,
-    PathOption,
     open_udp_socket,
     socket_address,
 )
@@ -54,22 +51,6 @@ MOST_UNSENT = 1024
 ANCILLARY_BYTES = 128
 INCOMPLETE = socket.MSG_TRUNC | socket.MSG_CTRUNC
 LINK_LOCAL = b"\xfe\x80"
-
-# The kernel's words for "that source address is not mine (any more)": EINVAL for IPv6 and, in older
-# kernels, IPv4; newer ones say ENETUNREACH for IPv4.
-SOURCE_GONE = (errno.EINVAL, errno.ENETUNREACH, errno.EADDRNOTAVAIL)
-
-# The kernel's words for "not as one": EIO where the way out has no checksum offload, EINVAL,
-# EMSGSIZE and the others where the sizes, the way or the kernel do not allow it (ip_output.c).
-GSO_REFUSED = (
-    errno.EIO,
-    errno.EINVAL,
-    errno.EMSGSIZE,
-    errno.ENOPROTOOPT,
-    errno.EOPNOTSUPP,
-)
-
-_U16 = struct.Struct("=H").pack
 
 
 class BurstReceiver(Protocol):
@@ -148,7 +129,7 @@ class UDPPort:
         self._lone_streak = 0
         self._pktinfo = PKTINFO[self.family]
         self.gso = self.gro = self.df = False
-        self._path_options: tuple[PathOption, ...] = ()
+        self._sender: UDPSender | None = None
         self._memory = memoryview(bytearray(MEMORY_BYTES))
         # The last sender: a run of its datagrams makes no new object. And how its read was cut:
         # bytes a datagram, 0 if it was one.
@@ -167,7 +148,7 @@ class UDPPort:
         bound = open_udp_socket(self._system, self.interface, self.port, self._pin_source)
         self._socket, self.family = bound.socket, bound.family
         self.gso, self.gro, self.df = bound.gso, bound.gro, bound.df
-        self._path_options = bound.path_options
+        self._sender = UDPSender(bound, self._tally)
         if not self.df:
             self._tally.add("df_refused")
         self._pktinfo = PKTINFO[self.family]
@@ -198,7 +179,7 @@ class UDPPort:
         if self._unsent:
             self._reactor.removeWriter(self)
             self._unsent = []
-        sock, self._socket, self._fd = self._socket, None, -1
+        sock, self._socket, self._sender, self._fd = self._socket, None, None, -1
         sock.close()
 
     # Endpoints
@@ -321,13 +302,14 @@ class UDPPort:
         When the socket is full the rest waits here, the protocol hears ``sendingPaused`` once, and
         ``sendingResumed`` when the rest is sent. Other failures drop the datagram, counted.
         """
-        if self._socket is None:
+        sender = self._sender
+        if sender is None:
             self._tally.add("closed")
             return
         if self._unsent:
             self._hold(bursts)
             return
-        self._unsent = rest = self._send(bursts)
+        self._unsent = rest = sender.send(bursts)
         if rest:
             self._tally.add("EAGAIN")
             self._reactor.addWriter(self)
@@ -335,9 +317,10 @@ class UDPPort:
 
     def doWrite(self) -> None:
         """The socket has room again."""
-        if self._socket is None:
+        sender = self._sender
+        if sender is None:
             return
-        self._unsent = rest = self._send(self._unsent)
+        self._unsent = rest = sender.send(self._unsent)
         if rest:
             return
         self._reactor.removeWriter(self)
@@ -345,128 +328,6 @@ class UDPPort:
             self.protocol.sendingResumed()
         except Exception:
             self._tally.bug("resuming")
-
-    def _send(self, bursts: Sequence[Burst]) -> list[Burst]:
-        """Send until the socket is full; what is left, in order."""
-        sendmsg, gso = self._socket.sendmsg, self.gso
-        level, kind = self._pktinfo
-        for number, burst in enumerate(bursts):
-            endpoint: UDPEndpoint = burst.endpoint  # type: ignore[assignment]
-            remote, local = endpoint
-            buffers = burst.buffers
-            try:
-                if burst.fragment:
-                    done = self._send_fragmentable(burst)
-                elif len(buffers) > 2:
-                    if gso:
-                        segment = (SOL_UDP, UDP_SEGMENT, _U16(burst.size))
-                        sendmsg(
-                            buffers,
-                            (segment, (level, kind, local)) if local else (segment,),
-                            0,
-                            remote,
-                        )
-                        continue
-                    done = self._send_singly(burst)
-                elif local:
-                    sendmsg(buffers, ((level, kind, local),), 0, remote)
-                    continue
-                else:
-                    # 8 % less than sendmsg with a list of two: 1.27 us instead of 1.38.
-                    self._socket.sendto(b"".join(buffers), remote)
-                    continue
-            except BlockingIOError:
-                return list(bursts[number:])
-            except OSError as error:
-                if len(buffers) > 2:
-                    done = self._send_unsegmented(burst, error)
-                else:
-                    done = self._send_failed(burst, 0, error)
-            if done < len(buffers):
-                return [burst._replace(buffers=buffers[done:]), *bursts[number + 1 :]]
-        return []
-
-    def _send_singly(self, burst: Burst) -> int:
-        """Datagram by datagram until the socket is full; how many buffers are done with."""
-        sendmsg = self._socket.sendmsg
-        endpoint: UDPEndpoint = burst.endpoint  # type: ignore[assignment]
-        remote, local = endpoint
-        buffers = burst.buffers
-        ancillary = ((*self._pktinfo, local),) if local else ()
-        done = 0
-        while done < len(buffers):
-            try:
-                sendmsg(buffers[done : done + 2], ancillary, 0, remote)
-                done += 2
-            except BlockingIOError:
-                break
-            except OSError as error:
-                after = self._send_failed(burst, done, error)
-                if after == done:
-                    break
-                done = after
-        return done
-
-    def _send_unsegmented(self, burst: Burst, error: OSError) -> int:
-        """The kernel refused a burst as one: again without that, for this burst alone.
-
-        What it refuses depends on the way out (a device without checksum offload, a tunnel, an
-        MTU), so it tells nothing about the next burst.
-
-        :returns: how many buffers are done with.
-        """
-        if error.errno == errno.ENOBUFS:
-            return self._send_failed(burst, 0, error)
-        gone = self.counters.get("source_gone")
-        done = self._send_singly(burst)
-        if error.errno in GSO_REFUSED and self.counters.get("source_gone") == gone:
-            self._tally.add("gso_refused")
-            self._tally.add(f"gso_{errno_name(error)}")
-        return done
-
-    def _send_failed(self, burst: Burst, start: int, error: OSError) -> int:
-        """A datagram of a burst was refused: once more from another address, or it is lost.
-
-        :param start: where its buffers are.
-        :returns: how many buffers are done with; ``start`` if the socket is full.
-        """
-        endpoint: UDPEndpoint = burst.endpoint  # type: ignore[assignment]
-        buffers = burst.buffers
-        if endpoint.local and error.errno in SOURCE_GONE:
-            # The address we were asked at left this machine: better another one than silence.
-            try:
-                self._socket.sendmsg(buffers[start : start + 2], (), 0, endpoint.remote)
-                self._tally.add("source_gone")
-                return start + 2
-            except BlockingIOError:
-                return start
-            except OSError as second:
-                error = second
-        if error.errno == errno.ENOBUFS:
-            # The device's queue is full: those behind it would only meet the same.
-            lost = (len(buffers) - start) // 2
-            self._tally.error(error, f"send to {endpoint}", lost)
-            return len(buffers)
-        if error.errno == errno.EMSGSIZE:
-            self._tally.add("EMSGSIZE")  # how a path MTU probe ends: nothing for the log
-        else:
-            self._tally.error(error, f"send to {endpoint}")
-        return start + 2
-
-    def _send_fragmentable(self, burst: Burst) -> int:
-        """Without DF, cut where every link carries it; how many buffers are done with."""
-        self._set_path_options("cut")
-        try:
-            return self._send_singly(burst)
-        finally:
-            self._set_path_options("whole")
-
-    def _set_path_options(self, which: str) -> None:
-        for option in self._path_options:
-            try:
-                self._socket.setsockopt(option.level, option.option, getattr(option, which))
-            except OSError as error:
-                self._tally.error(error, "changing what may be fragmented")
 
     def _hold(self, bursts: Sequence[Burst]) -> None:
         """Queue behind what waits already, within the bound."""
