@@ -5,7 +5,8 @@
 #   contrib/deps.sh --check   installs nothing: names what is missing, status 1 if anything is
 #
 # DEPS says for what: "build" (a virtual environment with PyVPN in it), "run" (that, and running
-# it), "all" (both, and the laboratory of the tests and the demo), the default.
+# it), "all" (both, and the laboratory of the tests and the demo), the default, "bench" (all that,
+# and what the benchmarks measure with and measure PyVPN beside).
 set -eu
 
 want=${DEPS:-all}
@@ -29,6 +30,12 @@ needs() {
     echo "ssh openssh-client"
     echo "tcpdump tcpdump"
     echo "ethtool ethtool"
+    [ "$want" = bench ] || return 0
+    echo "iperf3 iperf3"
+    echo "openssl openssl"
+    echo "openvpn openvpn"
+    echo "wireguard-go wireguard-go"
+    echo "wg wireguard-tools"
 }
 
 present() {
