@@ -70,24 +70,70 @@ def _counters(value: object) -> list[str]:
     return [f"  counters   {', '.join(shown)}"] if shown else []
 
 
+def _short_cipher(value: object) -> str:
+    """A cipher's name without what all of them have in common here."""
+    return str(value or DASH).removesuffix("-256-GCM").removesuffix("-Poly1305")
+
+
+def _path_mtu(of: Mapping[str, Any]) -> str:
+    """The path MTU as ``1500``; ``1280+`` while it is still being looked for."""
+    known = of.get("path_mtu")
+    return DASH if not _number(known) else f"{known}{'+' if of.get('path_mtu_searching') else ''}"
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _packets(count: object) -> str:
+    return f"{count}" if _number(count) else DASH
+
+
+def _traffic(of: Mapping[str, Any], way: str) -> str:
+    """Bytes and packets of one direction, ``rx`` or ``tx``."""
+    packets = of.get(f"{way}_packets")
+    said = amount(of.get(f"{way}_bytes"))
+    return f"{said} in {packets} packet{'s' * (packets != 1)}" if _number(packets) else said
+
+
+def _offloads(answer: Mapping[str, Any]) -> str | None:
+    """What the kernel does for us, as ``TUN csum, tso; UDP none``; None if nothing is said."""
+    shown = []
+    for what in ("TUN", "UDP"):
+        told = answer.get(f"{what.lower()}_offloads")
+        if isinstance(told, dict):
+            names = ", ".join(printable(name) for name, has in told.items() if has is True)
+            shown.append(f"{what} {names or 'none'}")
+    return "; ".join(shown) or None
+
+
 def hub_lines(answer: Mapping[str, Any], now: float) -> list[str]:
     """The hub: one line about itself, a table of sessions, its counters that are not zero."""
     lines = [
         f"hub  up {duration(answer.get('uptime'))}, UDP port {printable(answer.get('port'))},"
         f" {printable(_joined(answer.get('addresses')))}"
     ]
+    if offloads := _offloads(answer):
+        lines.append(f"  offloads   {offloads}")
     sessions = _items(answer.get("sessions"))
     if sessions:
-        heads = ("USER", "DEVICE", "ADDRESSES", "ENDPOINT", "SINCE", "RECEIVED", "SENT", "HEARD")
+        heads = [
+            *("USER", "DEVICE", "ADDRESSES", "ENDPOINT", "CIPHER", "PATH MTU", "SINCE"),
+            *("RECEIVED", "PACKETS", "SENT", "PACKETS", "HEARD"),
+        ]
         rows = [
             (
                 session.get("user"),
                 session.get("name") or _short(session.get("device")),
                 _joined(session.get("addresses")),
                 session.get("endpoint"),
+                _short_cipher(session.get("cipher")),
+                _path_mtu(session),
                 duration(session.get("age")),
                 amount(session.get("rx_bytes")),
+                _packets(session.get("rx_packets")),
                 amount(session.get("tx_bytes")),
+                _packets(session.get("tx_packets")),
                 ago(session.get("last_seen"), now),
             )
             for session in sessions
@@ -105,7 +151,10 @@ def client_lines(profile: str, answer: Mapping[str, Any], now: float) -> list[st
         ("server", printable(answer.get("server"))),
         ("user", printable(answer.get("user"))),
         ("addresses", printable(_joined(answer.get("addresses")) or None)),
-        ("received", f"{amount(answer.get('rx_bytes'))}, sent {amount(answer.get('tx_bytes'))}"),
+        ("cipher", printable(answer.get("cipher"))),
+        ("path MTU", _path_mtu(answer)),
+        ("offloads", _offloads(answer) or DASH),
+        ("received", f"{_traffic(answer, 'rx')}, sent {_traffic(answer, 'tx')}"),
         ("heard", ago(answer.get("last_heard"), now)),
     )
     lines = [f"client {name}  {printable(answer.get('state'))}"]

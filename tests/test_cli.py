@@ -738,9 +738,15 @@ class StatusTests(CommandTestCase):
         "sessions": [
             {"user": "kiwi", "device": "00" * 16, "name": "lap\x1b[2Jtop",
              "endpoint": "192.0.2.7:12000", "addresses": ["10.10.0.2", "fd12::2"], "age": 61,
-             "rx_bytes": 1_400_000, "tx_bytes": 999, "last_seen": 4},
+             "rx_bytes": 1_400_000, "rx_packets": 1001, "tx_bytes": 999, "tx_packets": 1,
+             "cipher": "AES-256-GCM", "path_mtu": 1500, "path_mtu_searching": False,
+             "last_seen": 4},
             {"user": "pa", "device": "ab" * 16},
+            {"user": "ma", "device": "cd" * 16, "cipher": "ChaCha20-Poly1305", "path_mtu": 1280,
+             "path_mtu_searching": True},
         ],
+        "tun_offloads": {"csum": True, "tso": True, "uso": False},
+        "udp_offloads": {"gso": True, "gro": True},
         "counters": {"mac1_invalid": 3, "inner_malformed": 0},
     }  # fmt: skip
     CLIENT: dict[str, Any] = {
@@ -751,7 +757,14 @@ class StatusTests(CommandTestCase):
         "user": "kiwi",
         "addresses": ["10.10.0.2/24"],
         "rx_bytes": 0,
+        "rx_packets": 0,
         "tx_bytes": 5_000_000_000,
+        "tx_packets": 1,
+        "cipher": "ChaCha20-Poly1305",
+        "path_mtu": 1280,
+        "path_mtu_searching": True,
+        "tun_offloads": {"csum": False, "tso": False, "uso": False},
+        "udp_offloads": {"gso": False, "gro": True},
         "last_heard": 0.4,
         "counters": {},
     }
@@ -769,15 +782,21 @@ class StatusTests(CommandTestCase):
                 "  server     vpn.example.org:5050",
                 "  user       kiwi",
                 "  addresses  10.10.0.2/24",
-                "  received   0 B, sent 5.0 GB",
+                "  cipher     ChaCha20-Poly1305",
+                "  path MTU   1280+",
+                "  offloads   TUN none; UDP gro",
+                "  received   0 B in 0 packets, sent 5.0 GB in 1 packet",
                 "  heard      0 s ago",
                 "hub  up 2 h 3 min, UDP port 5050, 10.10.0.1/24, fd12::1/64",
-                "  USER  DEVICE      ADDRESSES           ENDPOINT         SINCE      RECEIVED  SENT"
-                "   HEARD",
-                "  kiwi  lap?[2Jtop  10.10.0.2, fd12::2  192.0.2.7:12000  1 min 1 s  1.4 MB  "
-                "  999 B  4 s ago",
-                "  pa    abababab    -                   -                -          -         -"
-                "      -",
+                "  offloads   TUN csum, tso; UDP gso, gro",
+                "  USER  DEVICE      ADDRESSES           ENDPOINT         CIPHER"
+                "    PATH MTU  SINCE      RECEIVED  PACKETS  SENT   PACKETS  HEARD",
+                "  kiwi  lap?[2Jtop  10.10.0.2, fd12::2  192.0.2.7:12000  AES"
+                "       1500      1 min 1 s  1.4 MB    1001     999 B  1        4 s ago",
+                "  pa    abababab    -                   -                -  "
+                "       -         -          -         -        -      -        -",
+                "  ma    cdcdcdcd    -                   -                ChaCha20"
+                "  1280+     -          -         -        -      -        -",
                 "  counters   mac1_invalid 3",
             ],
         )

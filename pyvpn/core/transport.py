@@ -36,6 +36,7 @@ _COUNTER = struct.Struct("<Q")
 class Session:
     """The symmetric keys of one completed handshake.
 
+    :ivar aes: the cipher is AES-256-GCM, else ChaCha20-Poly1305.
     :ivar local_index: u32 that the other side puts into its datagrams.
     :ivar segments: whether the other side takes segment frames.
     :ivar created: seconds of ``now`` at which the keys were derived; they serve until ``expires``.
@@ -46,6 +47,7 @@ class Session:
     __slots__ = (
         "_decrypt",
         "_encrypt",
+        "aes",
         "created",
         "expires",
         "forged",
@@ -75,6 +77,7 @@ class Session:
         cipher = AESGCM if aes else ChaCha20Poly1305
         self._encrypt = cipher(send_key).encrypt
         self._decrypt = cipher(receive_key).decrypt
+        self.aes = aes
         self.local_index = local_index
         self.remote_index = remote_index
         self.inner_mtu = inner_mtu

@@ -30,8 +30,9 @@ from pyvpn.core.login import LoginFlags, NetworkKeys, password_key
 from pyvpn.core.noise import KeyPair
 from pyvpn.errors import ConfigError
 from pyvpn.linux.cpu import wants_aes
-from pyvpn.linux.desired import Address, Link, SystemState
+from pyvpn.linux.desired import GSO_MAX_SEGS, Address, Link, SystemState
 from pyvpn.linux.preflight import ipv6_available, subnet_free
+from pyvpn.service import statistics
 from pyvpn.service.base import Surroundings, VPNService
 from pyvpn.service.twistd import Process
 from pyvpn.state.identity import ClientIdentity
@@ -283,7 +284,7 @@ class ClientService(VPNService):
                 )
                 addresses.append(Address(str(interface)))
         mtu = min(config.mtu or LARGEST_MTU, self._config.mtu or LARGEST_MTU)
-        return SystemState(links=(Link(self._config.tun, mtu, tuple(addresses)),))
+        return SystemState(links=(Link(self._config.tun, mtu, tuple(addresses), GSO_MAX_SEGS),))
 
     def _broken(self, failure: Failure, doing: str) -> None:
         self._die(f"{doing} failed: {failure.getErrorMessage()}")
@@ -305,8 +306,8 @@ class ClientService(VPNService):
             "server": str(hub.endpoint) if hub.endpoint else ", ".join(self._config.servers),
             "user": self._config.user,
             "addresses": list(self._applied),
-            "rx_bytes": hub.rx_bytes,
-            "tx_bytes": hub.tx_bytes,
+            **statistics.of_peer(hub),
+            **statistics.of_ports(self._tun, self._udp),
             "last_heard": None if hub.last_heard is None else boottime() - hub.last_heard,
             "counters": self._traffic_counters(),
         }

@@ -31,9 +31,10 @@ from pyvpn.core.server import (
 )
 from pyvpn.errors import AddressTaken, PoolExhausted, StoreError
 from pyvpn.linux.cpu import wants_aes
-from pyvpn.linux.desired import Address, Link, SystemState
+from pyvpn.linux.desired import GSO_MAX_SEGS, Address, Link, SystemState
 from pyvpn.linux.forwarding import hub_sysctls
 from pyvpn.linux.preflight import ipv6_available
+from pyvpn.service import statistics
 from pyvpn.service.base import Surroundings, VPNService
 from pyvpn.service.twistd import Process
 from pyvpn.state.directory import SUBNET6_SETTING, StateDirectory
@@ -153,7 +154,7 @@ class ServerService(VPNService):
     def _system_state(self) -> SystemState:
         addresses = [Address(interface) for interface in self._addresses()]
         return SystemState(
-            links=(Link(self._config.tun, self._config.mtu, tuple(addresses)),),
+            links=(Link(self._config.tun, self._config.mtu, tuple(addresses), GSO_MAX_SEGS),),
             sysctls=hub_sysctls(self._config.tun),
         )
 
@@ -313,6 +314,7 @@ class ServerService(VPNService):
             "port": self._udp.localPort,
             "endpoint": self._store.setting(ENDPOINT_SETTING),
             "addresses": self._addresses(),
+            **statistics.of_ports(self._tun, self._udp),
             "clock_behind": self.core.clock_behind(),
             "sessions": [_session(peer, now) for peer in self.core.connected_peers()],
             "counters": self._traffic_counters(),
@@ -342,7 +344,6 @@ def _session(peer: ServerPeer, now: float) -> dict[str, Any]:
         "deliver": "push" if peer.mailbox is None else "poll",
         "waiting_bytes": 0 if peer.mailbox is None else peer.mailbox.octets,
         "age": now - peer.started,
-        "rx_bytes": peer.rx_bytes,
-        "tx_bytes": peer.tx_bytes,
+        **statistics.of_peer(peer),
         "last_seen": now - (peer.last_heard or now),
     }

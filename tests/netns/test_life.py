@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -15,10 +16,10 @@ from tests.netns.test_start import files, snapshot
 PASSWORDS = {"kiwi": "correct horse kiwi", "pa": "correct horse pa"}
 
 
-def restart(lab: Lab, hub: Server, *options: str) -> Process:
-    """Start the hub again on the same state."""
+def restart(lab: Lab, hub: Server, *options: str, service_options: Sequence[str] = ()) -> Process:
+    """Start the hub again on the same state; ``options`` are twistd's own."""
     state = ["--state-dir", str(hub.state_dir), "--run-dir", str(hub.run_dir)]
-    argv = [lab.tool("twistd"), "-n", *options, "pyvpn-server", *state]
+    argv = [lab.tool("twistd"), "-n", *options, "pyvpn-server", *state, *service_options]
     process = lab.spawn("hub", argv, "pyvpn-server")
     process.wait_for_text("listens on UDP port 5050")
     return process
