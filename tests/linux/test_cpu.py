@@ -29,13 +29,13 @@ class ProcessorTests(SynchronousTestCase):
         return str(path)
 
     def test_instructions(self) -> None:
-        """AES instructions are found where the kernel names them; without the file there are none."""
+        """AES instructions are found where the kernel names them; none without the file."""
         for text, has in PROCESSORS.items():
             self.assertIs(has_aes(self.written(text)), has, text)
         self.assertFalse(has_aes("/nonexistent"))
 
     def test_option(self) -> None:
-        """--cipher decides, and auto leaves it to the processor; a pin against it draws a warning."""
+        """--cipher decides, auto asks the processor; a pin against it draws a warning."""
         for text, has in PROCESSORS.items():
             path = self.written(text)
             for cipher, wanted in (
