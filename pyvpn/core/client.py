@@ -20,6 +20,7 @@ from pyvpn.core.events import (
     Configured,
     Connected,
     Disconnected,
+    MTUFound,
     NoAnswer,
     NotGranted,
     Refused,
@@ -53,7 +54,7 @@ from pyvpn.core.timers import (
     LivenessTimer,
 )
 from pyvpn.core.transport import Session
-from pyvpn.core.vpncore import VPNCore
+from pyvpn.core.vpncore import LEAST_MTU, VPNCore
 from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 
 #: Seconds between polls that changes of the machine's network cause: they come in flocks, and the
@@ -155,6 +156,8 @@ class VPNClient(VPNCore[Peer]):
         self._poll_seq = 0
         self._poll_epoch = 0
         self._liveness = LivenessTimer()
+        self._mtu_told = 0
+        self._link_new = False
 
     # -- what the owner tells -----------------------------------------------------------------
 
@@ -223,6 +226,7 @@ class VPNClient(VPNCore[Peer]):
             self._hurry(now)
             return
         self._probe_due = now + PROBE_DELAY
+        self._link_new = True
         if now - self._polled >= LINK_POLL_SPACING:
             self._poll(now)
         else:
@@ -356,6 +360,7 @@ class VPNClient(VPNCore[Peer]):
         if not rekey:
             self._say_hello(now)
             self._events.append(Connected(endpoint, flags))
+        self._find_mtu(hub, not rekey, now)
         if self.state is State.UP:
             self._send_staged(hub, now)
 
@@ -439,6 +444,7 @@ class VPNClient(VPNCore[Peer]):
             self._forget(self.hub, session)
         self._hello_due = self._poll_due = self._probe_due = NEVER
         self._applied = False
+        self.hub.mtu.stop()
         self._liveness.any_authenticated_packet_received()
         self.hub.keepalive.any_authenticated_packet_sent()
 
@@ -487,6 +493,10 @@ class VPNClient(VPNCore[Peer]):
         """A sign of life; and if the credit was not enough, the rest is fetched at once."""
         if session is not self.hub.current or reply.seq != self._poll_seq:
             return
+        if self._link_new:
+            # Only now the hub knows our new address, and answers there.
+            self._link_new = False
+            self.hub.mtu.doubt(now)
         if reply.queued and self._on_poll and self._applied:
             self._poll(now)
 
@@ -526,6 +536,13 @@ class VPNClient(VPNCore[Peer]):
         if self.hub.current is not None:
             self._poll_due = min(self._poll_due, now + PATH_POLL_DELAY)
 
+    def _ask_mtu(self, peer: Peer, now: float) -> None:
+        super()._ask_mtu(peer, now)
+        mtu = peer.mtu
+        if not mtu.searching and mtu.due == NEVER and mtu.inner != self._mtu_told:
+            self._mtu_told = mtu.inner
+            self._events.append(MTUFound(max(mtu.inner, LEAST_MTU)))
+
     def _say_hello(self, now: float) -> None:
         if self.hub.current is not None:
             self._hello_due = now + HELLO_INTERVAL
@@ -560,6 +577,7 @@ class VPNClient(VPNCore[Peer]):
             (self._hello_due, "hello"),
             (self._poll_due, "poll"),
             (self._probe_due, "probe"),
+            (self.hub.mtu.due if session is not None else NEVER, "mtu"),
             (self._liveness.due if session is not None else NEVER, "liveness"),
             (self.hub.keepalive.due if session is not None else NEVER, "keepalive"),
         )
@@ -595,6 +613,8 @@ class VPNClient(VPNCore[Peer]):
             if heard is None or heard <= self._probe_due - PROBE_DELAY:
                 self._probe(now)
             self._probe_due = NEVER
+        if self.hub.mtu.due <= now:
+            self._ask_mtu(self.hub, now)
         if self._hello_due <= now:
             self._say_hello(now)
         if self._poll_due <= now:

@@ -108,6 +108,16 @@ class Configured:
 
 
 @frozen
+class MTUFound:
+    """How large a packet the path takes: the TUN's MTU should be this, if no option says less.
+
+    At least 1280; said when it is found and whenever it is found to be another.
+    """
+
+    mtu: int
+
+
+@frozen
 class NoAnswer:
     """Nobody has answered for 15 s; said once an outage."""
 

@@ -281,7 +281,7 @@ class PathMTU:
         if low in USUAL:
             return low + PRECISION
         middle = (low + high) // 2
-        usual = [size for size in USUAL if low + PRECISION <= size <= high - PRECISION]
+        usual = [size for size in USUAL if low < size < high]
         return min(usual, key=lambda size: abs(size - middle), default=middle)
 
     def _ask(self, size: int, now: float) -> None:

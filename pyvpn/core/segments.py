@@ -63,6 +63,10 @@ _PADDING = tuple(bytes(count) for count in range(16))
 _U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
 
+# An unfinished UDP packet's fields but for the IPv4 identification and header checksum.
+_ALIKE4 = struct.Struct("=8s2x4s2x16s")
+_ALIKE6 = struct.Struct("=52s")
+
 BAD_SEGMENT: Final = "segment_malformed"
 
 
@@ -354,7 +358,7 @@ def join(plaintexts: list[bytes], start: int) -> Run:
     ip, end, total, protocol = found
     _, index, size = _PREFIX.unpack_from(first)
     if not size:
-        return _lone(first, found)
+        return _unfinished(plaintexts, start, found)
     count = -(-(total - end) // size)
     if protocol == TCP:
         most = 1 if first[PREFIX_SIZE + ip + 13] & (_SYN | _RST | _URG) else MOST_PIECES
@@ -362,33 +366,13 @@ def join(plaintexts: list[bytes], start: int) -> Run:
         most = MOST_UDP_PIECES
     if count > most or index >= count or end + size > MOST_BYTES:
         raise RemoteProtocolError(BAD_SEGMENT)
-    body = PREFIX_SIZE + end
-    full = body + size
-    rest = first[2:body]
-    last = count - 1
-    pieces: list[Buffer] = []
-    following = index
-    # Nanoseconds a piece: 200, of 1,000 for its whole way through the core.
-    for place in range(start, len(plaintexts)):
-        piece = plaintexts[place]
-        if not piece.startswith(_FIRST[following] + rest):
-            break
-        if following == last:
-            tail = body + total - end - last * size
-            if tail <= len(piece) <= min(tail + 15, full):
-                pieces.append(piece[body:tail])
-                following += 1
-            break
-        if len(piece) != full:
-            break
-        pieces.append(piece[body:])
-        following += 1
+    pieces, following = _follow(plaintexts, start, end, count, total - end - (count - 1) * size)
     taken = following - index
     if not taken:
         raise RemoteProtocolError(BAD_SEGMENT)
     ends = following == count
     payload = (total - end if ends else following * size) - index * size
-    head = _headers_of(first[PREFIX_SIZE:body], found, index, size, payload, ends)
+    head = _headers_of(first[PREFIX_SIZE : PREFIX_SIZE + end], found, index, size, payload, ends)
     if taken == 1:
         kind = size = GSO_NONE
     elif protocol == UDP:
@@ -399,15 +383,97 @@ def join(plaintexts: list[bytes], start: int) -> Run:
     return Run([virtio, head, *pieces], taken, taken * end + payload)
 
 
-def _lone(plaintext: bytes, found: Headers) -> Run:
-    """Return a packet whose checksum the kernel finishes."""
-    stop = PREFIX_SIZE + found.total
-    if plaintext[1] or stop > len(plaintext):
+def _follow(
+    plaintexts: list[bytes], start: int, headers_size: int, count: int, tail: int
+) -> tuple[list[bytes], int]:
+    """Return the pieces of the run that begins at ``start``, and the index after the last.
+
+    ``count`` is the number of pieces of the whole, ``tail`` the length of its last one.
+    """
+    first = plaintexts[start]
+    _, index, size = _PREFIX.unpack_from(first)
+    body = PREFIX_SIZE + headers_size
+    rest = first[2:body]
+    pieces: list[bytes] = []
+    following = index
+    # All of full length at once, as mostly. Nanoseconds a piece of 1,364 bytes: 190, of which the
+    # copy is 60; the loop below takes 330.
+    run = plaintexts[start : start + count - 1 - index]
+    if len(run) > 1 and len(run[0]) == len(run[-1]) == body + size:
+        try:
+            firsts, rests, found = zip(
+                *map(struct.Struct(f"2s{body - 2}s{size}s").unpack, run), strict=True
+            )
+        except struct.error:
+            pass  # one of them is shorter
+        else:
+            if rests.count(rest) == len(run) and firsts == _FIRST[index : index + len(run)]:
+                pieces = list(found)
+                following += len(pieces)
+    for plaintext in plaintexts[start + len(pieces) :]:
+        if following == count or not plaintext.startswith(_FIRST[following] + rest):
+            break
+        length = len(plaintext) - body
+        if following < count - 1:
+            if length != size:
+                break
+            pieces.append(plaintext[body:])
+        else:
+            if not tail <= length <= min(tail + 15, size):
+                break
+            pieces.append(plaintext[body : body + tail])
+        following += 1
+    return pieces, following
+
+
+def _unfinished(plaintexts: list[bytes], start: int, found: Headers) -> Run:
+    """Return a packet whose checksum the kernel finishes, and the UDP ones alike that follow it.
+
+    A ``writev`` of its own costs a small datagram 5 µs, to be joined and cut again by the kernel 1.
+    """
+    first = plaintexts[start]
+    ip, end, total, protocol = found
+    stop = PREFIX_SIZE + total
+    if first[1] or stop > len(first):
         raise RemoteProtocolError(BAD_SEGMENT)
-    packet = plaintext[PREFIX_SIZE:stop]
-    offset = 16 if found.protocol == TCP else 6
-    virtio = _VIRTIO.pack(NEEDS_CSUM, GSO_NONE, found.all, 0, found.ip, offset)
-    return Run([virtio, packet], 1, found.total)
+    if protocol == UDP:
+        alike = _alike(plaintexts, start, found)
+        if len(alike) > 1:
+            size = total - end
+            head = first[PREFIX_SIZE : PREFIX_SIZE + end]
+            new = _headers_of(head, found, 0, size, size * len(alike), True)
+            virtio = _VIRTIO.pack(NEEDS_CSUM, GSO_UDP, end, size, ip, 6)
+            body = PREFIX_SIZE + end
+            pieces = [plaintext[body:stop] for plaintext in alike]
+            return Run([virtio, new, *pieces], len(pieces), len(pieces) * total)
+    virtio = _VIRTIO.pack(NEEDS_CSUM, GSO_NONE, end, 0, ip, 16 if protocol == TCP else 6)
+    return Run([virtio, first[PREFIX_SIZE:stop]], 1, total)
+
+
+def _alike(plaintexts: list[bytes], start: int, found: Headers) -> list[bytes]:
+    """Return those from ``start`` on that are of one flow and size, and differ in what they carry.
+
+    They may differ in the IPv4 identification, too, which the kernel will count up from the first:
+    only with DF set, where it means nothing (RFC 6864, 4.1).
+    """
+    first = plaintexts[start]
+    size = found.total - found.all
+    most = min(MOST_UDP_PIECES, (MOST_BYTES - found.all) // size) if size else 1
+    if found.ip == _IPV6_HEADER and first[PREFIX_SIZE] >= 0x60:
+        same = _ALIKE6
+    elif found.ip == _IPV4_HEADER and first[PREFIX_SIZE + 6] & 0x40:
+        same = _ALIKE4
+    else:
+        most = 1
+    if most < 2 or start + 1 == len(plaintexts):
+        return [first]
+    length, fields = len(first), same.unpack_from(first)
+    alike = [first]
+    for plaintext in plaintexts[start + 1 : start + most]:
+        if len(plaintext) != length or same.unpack_from(plaintext) != fields:
+            break
+        alike.append(plaintext)
+    return alike
 
 
 def cut(frame: list[Buffer]) -> list[list[Buffer]]:

@@ -322,6 +322,7 @@ class VPNServer(VPNCore[ServerPeer]):
             )
         if peer.hold_due == NEVER:
             self._send_staged(peer, now)
+        self._find_mtu(peer, new, now)
         self._arm(peer)
 
     def _send_frames(self, peer: ServerPeer, frames: list[bytes], now: float) -> list[Burst]:
@@ -441,7 +442,7 @@ class VPNServer(VPNCore[ServerPeer]):
         if session is None or mailbox is None:
             return
         frames = self._mail.collect(
-            mailbox, poll.credit_bytes, poll.credit_datagrams, session.inner_mtu, now
+            mailbox, poll.credit_bytes, poll.credit_datagrams, peer.mtu.inner, now
         )
         if frames:
             self._outbox += super()._send_frames(peer, frames, now)
@@ -457,6 +458,10 @@ class VPNServer(VPNCore[ServerPeer]):
     ) -> None:
         if peer.polls.held_back_at != now:
             super()._challenge(peer, session, endpoint, now)
+
+    def _ask_mtu(self, peer: ServerPeer, now: float) -> None:
+        super()._ask_mtu(peer, now)
+        self._timers.arm(peer, peer.mtu.due)
 
     # -- addresses ----------------------------------------------------------------------------
 
@@ -546,6 +551,7 @@ class VPNServer(VPNCore[ServerPeer]):
         self._forget(peer, peer.previous)
         self._forget(peer, peer.current)
         peer.config_due = peer.hold_due = NEVER
+        peer.mtu.stop()
         peer.keepalive.any_authenticated_packet_sent()
         if connected:
             self._events.append(SessionEnded(peer.user, peer.device, reason))
@@ -577,6 +583,7 @@ class VPNServer(VPNCore[ServerPeer]):
             peer.keepalive.due,
             peer.config_due,
             peer.hold_due,
+            peer.mtu.due,
             NEVER if peer.mailbox is None else peer.mailbox.due,
             NEVER if peer.polls.held is None else peer.polls.held.due,
             peer.staged_expiry,
@@ -600,6 +607,8 @@ class VPNServer(VPNCore[ServerPeer]):
         if peer.current is not None and peer.current.expired(now):
             self._disconnect(peer, "expired")
         self._expire_sessions(peer, now)
+        if peer.mtu.due <= now:
+            self._ask_mtu(peer, now)
         if peer.keepalive.due <= now:
             peer.keepalive.any_authenticated_packet_sent()
             if peer.current is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ class Surroundings:
     :ivar owner: user and group id that the process will drop to, None to stay what it is.
     """
 
-    open_tun: Callable[[str], TUNDevice] = open_tun
+    open_tun: Callable[[str], TUNDevice] = functools.partial(open_tun, offload=True)
     child: Callable[[str], PrivilegedChild] = PrivilegedChild
     random_bytes: Callable[[int], bytes] = os.urandom
     owner: tuple[int, int] | None = None

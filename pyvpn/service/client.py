@@ -123,8 +123,12 @@ class ClientService(VPNService):
         self._open_child()
 
     def _offers(self) -> LoginFlags:
-        flags = LoginFlags.AES_256_GCM if wants_aes(self._config.cipher) else LoginFlags(0)
-        return flags | LoginFlags.DELIVER_ON_POLL if self._config.deliver == "poll" else flags
+        flags = LoginFlags.SEGMENT_FRAMES
+        if wants_aes(self._config.cipher):
+            flags |= LoginFlags.AES_256_GCM
+        if self._config.deliver == "poll":
+            flags |= LoginFlags.DELIVER_ON_POLL
+        return flags
 
     def _requires(self) -> LoginFlags:
         # ChaCha20-Poly1305 needs no word here: a hub cannot choose what was not offered.

@@ -155,6 +155,7 @@ class Node:
 
     :ivar others: its further addresses, all of which it listens at.
     :ivar received: the inner packets written to its TUN, in order.
+    :ivar answered: those that its own core wrote there: ICMP about packets that fit nowhere.
     :ivar events: everything its core told, in order.
     :ivar asleep: suspended: hears nothing, and its timers are late.
     :ivar wall_step: nanoseconds by which its wall clock is wrong.
@@ -167,6 +168,7 @@ class Node:
         self.endpoint = endpoint
         self.others: list[Endpoint] = []
         self.received: list[bytes] = []
+        self.answered: list[bytes] = []
         self.events: list[object] = []
         self.asleep = False
         self.wall_step = 0
@@ -213,6 +215,8 @@ class Node:
         """Send what the core has queued and act on its events."""
         while True:
             self._transmit(self.core.datagrams_to_send(self.simulation.now))
+            for frame in self.core.frames_to_write():
+                self.answered.append(b"".join(frame)[len(VIRTIO) :])
             event = self.core.next_event()
             if event is None:
                 return

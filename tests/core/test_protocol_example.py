@@ -181,8 +181,8 @@ class ProtocolExampleTests(SynchronousTestCase):
         client = self.session(CLIENT_TO_HUB, HUB_TO_CLIENT, CLIENT_INDEX, HUB_INDEX)
         self.assertEqual(b"".join(client.seal_burst([POLL])), DATAGRAM)
         hub = self.session(HUB_TO_CLIENT, CLIENT_TO_HUB, HUB_INDEX, CLIENT_INDEX)
-        opened = hub.open_burst(memoryview(DATAGRAM), 0, len(DATAGRAM), len(DATAGRAM))
-        self.assertEqual(opened, [POLL])
+        counter = int.from_bytes(DATAGRAM[8:16], "little")
+        self.assertEqual(hub.open_burst((counter,), (DATAGRAM[16:],)), [POLL])
 
     def session(self, send: bytes, receive: bytes, local: int, remote: int) -> Session:
         return Session(

@@ -51,9 +51,9 @@ def seal(sender: Session, counter: int, plaintext: bytes) -> bytes:
 
 
 def receive(receiver: Session, datagrams: list[bytes]) -> list[bytes]:
-    """Hand over datagrams of equal size, the last maybe shorter, in one call."""
-    buffer = b"".join(datagrams)
-    return receiver.open_burst(memoryview(buffer), 0, len(buffer), len(datagrams[0]))
+    """Hand over datagrams in one call."""
+    counters = [int.from_bytes(datagram[8:16], "little") for datagram in datagrams]
+    return receiver.open_burst(tuple(counters), [datagram[16:] for datagram in datagrams])
 
 
 class Layout(SynchronousTestCase):
