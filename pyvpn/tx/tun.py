@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReadDescriptor
@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from pyvpn.core import segments
 from pyvpn.core.burst import Buffer
 from pyvpn.tx.tally import Tally
 
@@ -72,7 +73,7 @@ class TUNPort:
     :param reactor: the global one if None.
     :param system: ``read(fd, size)`` and ``writev(fd, buffers)`` as in :mod:`os`.
     :param cut: takes a frame that is a UDP super-packet and gives frames of one datagram each, for
-        kernels that have no USO; None: such a frame is dropped like any bad one.
+        kernels that have no USO.
 
     :ivar counters: failures by errno name, and ``uso_refused``.
     """
@@ -85,7 +86,7 @@ class TUNPort:
         protocol: FrameReceiver,
         reactor: Any = None,
         system: Any = os,
-        cut: Callable[[Sequence[Buffer]], list[list[Buffer]]] | None = None,
+        cut: Callable[[list[Buffer]], list[list[Buffer]]] = segments.cut,
     ) -> None:
         if reactor is None:
             from twisted.internet import reactor
@@ -188,7 +189,7 @@ class TUNPort:
         else:
             self._vain_looks += 1
 
-    def writeFrames(self, frames: Iterable[Sequence[Buffer]]) -> None:
+    def writeFrames(self, frames: Iterable[list[Buffer]]) -> None:
         """Write each frame, a list of buffers, with one ``writev``.
 
         What the kernel refuses (EINVAL: a bad packet; EIO: the link is down; EAGAIN) is dropped and
@@ -204,7 +205,7 @@ class TUNPort:
             try:
                 writev(fd, frame)
             except OSError as error:
-                if error.errno == errno.EINVAL and self._cut is not None and _is_uso(frame):
+                if error.errno == errno.EINVAL and _is_uso(frame):
                     self._write_cut(self._cut(frame))
                 else:
                     self._tally.error(error, "write")
@@ -233,5 +234,5 @@ class TUNPort:
             self.protocol.tunConnectionLost(reason)
 
 
-def _is_uso(frame: Sequence[Buffer]) -> bool:
+def _is_uso(frame: list[Buffer]) -> bool:
     return frame[0][1] == VIRTIO_NET_HDR_GSO_UDP_L4

@@ -150,7 +150,7 @@ class UDPSender:
         return start + 2
 
     def _send_fragmentable(self, burst: Burst) -> int:
-        """Without DF, cut where every link carries it; how many buffers are done with."""
+        """Without DF; how many buffers are done with."""
         self._set_path_options("cut")
         try:
             return self._send_singly(burst)

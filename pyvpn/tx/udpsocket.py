@@ -32,12 +32,18 @@ PKTINFO = {
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 
 # linux/in.h and in6.h. PROBE: DF on all we send, and the path MTU is what the core has found out,
-# not what the kernel takes from ICMP. OMIT (kernel 3.13) and DONT: no DF.
-IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, IPV6_MTU = 10, 23, 24
+# not what the kernel takes from ICMP.
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER = 10, 23
 PMTUDISC_DONT, PMTUDISC_PROBE, PMTUDISC_OMIT = 0, 3, 5
 
-# IPv6 routers never fragment, so the sender has to cut at what every link must carry (RFC 8200, 5).
-IPV6_MINIMUM_MTU = 1280
+# To lift DF, the best first. IPv4: OMIT (kernel 3.13) leaves cutting to our interface and to the
+# routers, whatever ICMP has told. IPv6 routers never cut, so we have to, at what the kernel has
+# learnt from Packet Too Big: DONT. (OMIT would not cut what our interface carries, whatever
+# IPV6_MTU says: ip6_finish_output looks at the device alone.)
+LIFTED = {
+    socket.IPPROTO_IP: (PMTUDISC_OMIT, PMTUDISC_DONT),
+    socket.IPPROTO_IPV6: (PMTUDISC_DONT,),
+}
 
 NO_IPV6 = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
@@ -156,17 +162,10 @@ def _forbid_fragments(sock: Any, family: int) -> tuple[bool, tuple[PathOption, .
         discover.append((socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER))
     options: list[PathOption] = []
     for level, option in discover:
-        cut = PMTUDISC_OMIT if _set(sock, level, option, PMTUDISC_OMIT) else PMTUDISC_DONT
-        if _set(sock, level, option, PMTUDISC_PROBE):
+        cut = next((value for value in LIFTED[level] if _set(sock, level, option, value)), None)
+        if _set(sock, level, option, PMTUDISC_PROBE) and cut is not None:
             options.append(PathOption(level, option, PMTUDISC_PROBE, cut))
-    df = len(options) == len(discover)
-    # Tried, then as the interface has it, which is what 0 means.
-    sizes = (IPV6_MINIMUM_MTU, 0)
-    if family == socket.AF_INET6 and all(
-        _set(sock, socket.IPPROTO_IPV6, IPV6_MTU, size) for size in sizes
-    ):
-        options.append(PathOption(socket.IPPROTO_IPV6, IPV6_MTU, 0, IPV6_MINIMUM_MTU))
-    return df, tuple(options)
+    return len(options) == len(discover), tuple(options)
 
 
 def _problem(error: OSError | ValueError, where: str, interface: str) -> str:
