@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,13 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.errors import StartError
-from pyvpn.linux.tun import VNET_HEADER_SIZE, explain_tun_error, open_tun
+from pyvpn.linux.tun import (
+    VNET_HEADER_SIZE,
+    Offloads,
+    explain_tun_error,
+    negotiate_offloads,
+    open_tun,
+)
 from tests.linux.worlds import own_directory
 from tests.tx.namespace import Namespace
 
@@ -61,6 +69,40 @@ class OpenTUN(SynchronousTestCase):
         self.assertEqual(packet[0], 0x45)
         self.assertEqual(packet[12:20], bytes.fromhex("0a0a0001 0a0a0002"))
         self.assertEqual(packet[20], 0)
+
+    def udp_frames(self, offload: bool) -> list[bytes]:
+        """What the TUN brings of ten datagrams of 1000 bytes that left by one UDP_SEGMENT send."""
+        with self.namespace.inside():
+            tun = open_tun("leamit0", offload=offload)
+            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(tun.close)
+        self.addCleanup(sender.close)
+        self.assertEqual(str(tun.offloads), "csum, tso, uso" if offload else "none")
+        self.namespace.ip("link set leamit0 up")
+        self.namespace.ip("address add 10.10.0.1/24 dev leamit0")
+        segment = (socket.SOL_UDP, 103, struct.pack("=H", 1000))
+        sender.sendmsg([bytes(10_000)], [segment], 0, ("10.10.0.2", 9))
+        frames = []
+        while True:
+            try:
+                frames.append(os.read(tun.fileno(), 65600))
+            except BlockingIOError:
+                break
+        tun.close()
+        return frames
+
+    def test_offloads(self) -> None:
+        """If asked for, a UDP super-packet comes as one frame that says how to cut it."""
+        [frame] = self.udp_frames(offload=True)
+        self.assertEqual(len(frame), VNET_HEADER_SIZE + 28 + 10_000)
+        flags, kind, _, size, start, offset = struct.unpack_from("<BBHHHH", frame)
+        self.assertEqual((flags, kind, size, start, offset), (1, 5, 1000, 20, 6))
+
+    def test_no_offloads(self) -> None:
+        """Not asked for, the same comes as ten whole packets with nothing left to do."""
+        frames = self.udp_frames(offload=False)
+        self.assertEqual([len(frame) for frame in frames], [VNET_HEADER_SIZE + 1028] * 10)
+        self.assertEqual({frame[:VNET_HEADER_SIZE] for frame in frames}, {bytes(10)})
 
     def test_close(self) -> None:
         """Closing removes the interface; twice is harmless, and the name is free again."""
@@ -120,6 +162,47 @@ class OpenTUN(SynchronousTestCase):
             "no privilege to make a TUN interface (/dev/net/tun); start as root, with sudo",
         )
         self.assertNotIn("leamit0", self.namespace.ip("link show"))
+
+
+class Negotiation(SynchronousTestCase):
+    """On kernels that know less; the numbers are those of linux/if_tun.h."""
+
+    TUNSETOFFLOAD = 0x400454D0
+    CSUM, TSO4, TSO6, ECN, USO4, USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
+
+    def negotiate(self, known: int) -> tuple[Offloads, list[int]]:
+        """With a kernel that refuses every bit that is not in `known`; what it was asked."""
+        asked: list[int] = []
+
+        def ioctl(fd: int, request: int, bits: int) -> None:
+            self.assertEqual((fd, request), (7, self.TUNSETOFFLOAD))
+            asked.append(bits)
+            if bits & ~known:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+        return negotiate_offloads(7, ioctl), asked
+
+    def test_by_kernel(self) -> None:
+        """Each kernel gives the most it knows, never TSO with ECN, and the device says which."""
+        tso = self.CSUM | self.TSO4 | self.TSO6
+        everything = tso | self.USO4 | self.USO6
+        for known, expected, asked, words in (
+            (everything | self.ECN, Offloads(True, True, True), [everything], "csum, tso, uso"),
+            (tso | self.ECN, Offloads(True, True, False), [everything, tso], "csum, tso"),
+            (self.CSUM, Offloads(), [everything, tso, 0], "none"),
+            (0, Offloads(), [everything, tso, 0], "none"),
+        ):
+            self.assertEqual(self.negotiate(known), (expected, asked))
+            self.assertEqual(str(expected), words)
+
+    def test_broken_device(self) -> None:
+        """A device that refuses even to do nothing is an error."""
+
+        def ioctl(fd: int, request: int, bits: int) -> None:
+            raise OSError(errno.EBADFD, os.strerror(errno.EBADFD))
+
+        with self.assertRaises(OSError):
+            negotiate_offloads(7, ioctl)
 
 
 class NoDevice(SynchronousTestCase):

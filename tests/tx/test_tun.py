@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 from unittest import SkipTest
@@ -12,10 +13,17 @@ from unittest import SkipTest
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn.linux.tun import open_tun
+from pyvpn.linux.tun import Offloads, open_tun
 from pyvpn.testing.memory import MemoryHost, MemoryNetwork, MemoryTUN
 from pyvpn.testing.reactor import MemoryReactor
-from pyvpn.tx.tun import MOST_LONE_TURNS, TURN_BYTES, TURN_FRAMES, TUNPort
+from pyvpn.tx.tun import (
+    LOOK_AGAIN_TURNS,
+    MOST_LONE_TURNS,
+    MOST_VAIN_LOOKS,
+    TURN_BYTES,
+    TURN_FRAMES,
+    TUNPort,
+)
 from tests.tx.namespace import Namespace
 from tests.tx.packets import VIRTIO_HEADER, udp_packet, udp_payload
 from tests.tx.worlds import reactor_for, run_until
@@ -234,6 +242,30 @@ class TUNPortMixin:
         self.assertGreaterEqual(self.port.counters["exception"], 1)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
+    def test_answers_at_once(self) -> None:
+        """What is in the queue once something was written is read without the reactor's help."""
+        self.port.startReading()
+        self.world.kernel_sends([b"one", b"two"])
+        self.port.readNow()
+        self.assertEqual(self.notes.turns, [], "nothing was written: it is the reactor's")
+        self.write(b"question")
+        self.port.readNow()
+        self.assertEqual(self.notes.payloads(), [b"one", b"two"])
+        self.assertEqual(len(self.notes.turns), 1)
+        self.world.kernel_sends([b"three"])
+        self.port.readNow()
+        self.assertEqual(len(self.notes.turns), 1, "one look for what was written")
+
+    def test_no_answers_while_paused(self) -> None:
+        """While reading is stopped, as when the socket is full, nothing is read this way either."""
+        self.world.kernel_sends([b"early"])
+        self.write(b"question")
+        self.port.readNow()
+        self.assertEqual(self.notes.turns, [])
+        self.port.startReading()
+        self.port.readNow()
+        self.assertEqual(self.notes.payloads(), [b"early"])
+
     def test_close(self) -> None:
         """Closing twice is harmless and nothing is read afterwards."""
         self.port.startReading()
@@ -291,8 +323,100 @@ class MemoryTUNPortTests(TUNPortMixin, SynchronousTestCase):
             self.world.reactor.settle()
         self.assertEqual([len(turn) for turn in self.notes.turns], [3] * 20)
 
+    def test_looks_in_vain_end(self) -> None:
+        """Where no answers come the extra read is given up, but for one every so many turns."""
+        self.port.startReading()
+        turns = 10 * LOOK_AGAIN_TURNS
+        for _ in range(turns):
+            self.write(b"news")
+            self.port.readNow()
+        vain = self.world.device.reads
+        self.assertEqual(vain, MOST_VAIN_LOOKS + (turns - MOST_VAIN_LOOKS) // LOOK_AGAIN_TURNS)
+        for _ in range(LOOK_AGAIN_TURNS):
+            self.world.kernel_sends([b"answer"])
+            self.write(b"question")
+            self.port.readNow()
+        self.assertGreater(len(self.notes.payloads()), 0)
+        self.notes.turns.clear()
+        for _ in range(5):
+            self.world.kernel_sends([b"answer"])
+            self.write(b"question")
+            self.port.readNow()
+        self.assertEqual([len(turn) for turn in self.notes.turns], [1] * 5, "back to each turn")
+
+    def test_looks_in_vain_leave_lone_frames_alone(self) -> None:
+        """A look that finds nothing does not make the next ping's read cost a second one."""
+        self.port.startReading()
+        for _ in range(100):
+            self.world.kernel_sends([b"ping"])
+            self.world.reactor.settle()
+        before = self.world.device.reads
+        for _ in range(3):
+            self.write(b"pong")
+            self.port.readNow()
+            self.world.kernel_sends([b"ping"])
+            self.world.reactor.settle()
+        self.assertLessEqual(self.world.device.reads - before, 3 + 3 + 1)
+
+    def test_kernel_without_uso(self) -> None:
+        """A UDP super-packet that a kernel before 6.2 refuses is written datagram by datagram."""
+        # The kernel at hand takes it as it is, so only the memory device can refuse.
+        head = udp_packet(THERE, HERE, PORT, bytes(300))[:28]
+        pieces = [bytes([value]) * 100 for value in range(3)]
+        virtio = struct.pack("<BBHHHH", 1, 5, 28, 100, 20, 6)
+        for uso, written in ((False, [128, 128, 128]), (True, [328])):
+            self.world.device.offloads = Offloads(True, True, uso)
+            self.world.device.written.clear()
+            self.port.writeFrames([[virtio, head, *pieces]])
+            self.assertEqual([len(frame) - 10 for frame in self.world.device.written], written)
+            self.assertEqual(self.port.counters, {"uso_refused": 1})
+        self.assertEqual({frame[1] for frame in self.world.device.written}, {5})
+
+    def test_bad_super_packet(self) -> None:
+        """One that is refused in pieces as well is counted and forgotten."""
+        self.world.device.refuse = errno.EINVAL
+        head = udp_packet(THERE, HERE, PORT, bytes(200))[:28]
+        virtio = struct.pack("<BBHHHH", 1, 5, 28, 100, 20, 6)
+        self.port.writeFrames([[virtio, head, bytes(100), bytes(100)]])
+        self.world.device.refuse = None
+        self.write(b"good")
+        self.assertEqual(self.world.kernel_received(), [b"good"])
+        self.assertEqual(self.port.counters, {"uso_refused": 1, "EINVAL": 2})
+
+    def test_any_errno(self) -> None:
+        """Whatever a read or a write draws is counted, and what is behind it goes through."""
+        names = ("EIO", "EINVAL", "ENOBUFS", "EMSGSIZE", "ENOMEM")
+        self.port.startReading()
+        for name in names:
+            self.world.device.write_errors.append(getattr(errno, name))
+            self.write(b"lost", b"behind")
+            self.world.device.read_errors.append(getattr(errno, name))
+            self.world.kernel_sends([name.encode()])
+            self.world.reactor.settle()
+        self.assertEqual(self.world.kernel_received(), [b"behind"] * 5)
+        self.assertEqual(self.notes.payloads(), [name.encode() for name in names])
+        self.assertEqual(self.port.counters, dict.fromkeys(names, 2))
+        self.world.device.write_errors.append(errno.EAGAIN)
+        self.write(b"lost", b"behind")
+        self.assertEqual(self.port.counters["EAGAIN"], 1)
+        self.assertEqual(len(self.world.kernel_received()), 6)
+
 
 class KernelTUNPortTests(TUNPortMixin, SynchronousTestCase):
     """On the kernel (root)."""
 
     make_world = KernelTUNWorld
+
+    def test_the_kernel_answers_at_once(self) -> None:
+        """An echo reply is in the queue when writev returns: the claim that readNow rests on."""
+        self.port.startReading()
+        self.world.until(lambda: True)
+        packet = bytearray(udp_packet(THERE, HERE, PORT, bytes(8)))
+        packet[9] = 1  # ICMP instead of UDP: the header's sum is less by 16 in that byte
+        total = int.from_bytes(packet[10:12], "big") + 16
+        packet[10:12] = ((total & 0xFFFF) + (total >> 16)).to_bytes(2, "big")
+        packet[20:] = bytes.fromhex("0800f7ff00000000") + bytes(8)
+        self.port.writeFrames([[VIRTIO_HEADER, bytes(packet)]])
+        self.port.readNow()
+        answers = [frame for turn in self.notes.turns for frame in turn if frame[19] == 1]
+        self.assertEqual([frame[30:38] for frame in answers], [bytes.fromhex("0000ffff00000000")])
