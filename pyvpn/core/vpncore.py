@@ -367,22 +367,23 @@ class VPNCore(ABC, Generic[P]):
                 self.counters["tun_bad_offload"] += 1
                 continue
             length = len(plaintext)
-            if length > longest:
-                if self._in_fragments(peer, frame, plaintext, now):
-                    if run:
-                        bursts.append(Burst(endpoint, seal(run), size + OVERHEAD))
-                        run = []
-                    bursts.append(Burst(endpoint, seal([plaintext]), length + OVERHEAD, True))
-                    octets += length
-                    packets += 1
-                continue
-            octets += length
-            packets += 1
             # Padded to 16, but never above the MTU, so that no datagram outgrows the path.
             padding = -length & 15
             if length + padding > mtu:
                 most = longest if plaintext[0] == segments.SEGMENT else mtu
-                padding = min(padding, max(most - length, 0))
+                padding = most - length
+                if padding < 0:
+                    if self._in_fragments(peer, frame, plaintext, now):
+                        if run:
+                            bursts.append(Burst(endpoint, seal(run), size + OVERHEAD))
+                            run = []
+                        bursts.append(Burst(endpoint, seal([plaintext]), length + OVERHEAD, True))
+                        octets += length
+                        packets += 1
+                    continue
+                padding = min(padding, -length & 15)
+            octets += length
+            packets += 1
             if padding:
                 plaintext += _PADDING[padding]
                 length += padding

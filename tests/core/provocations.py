@@ -196,6 +196,7 @@ def path_challenges_limited(scene: Scene) -> None:
 
 
 def path_responses_limited(scene: Scene) -> None:
+    scene.simulation.advance(2)  # It has answered questions about the MTU.
     for number in range(5):
         scene.sealed_to_hub(control.PathChallenge(bytes([number] * 16)).pack())
     scene.mark()
@@ -537,6 +538,21 @@ def mailbox_total_full(scene: Scene) -> None:
         mailbox.MAILBOX_BYTES_TOTAL = limit
 
 
+def large(scene: Scene, protocol: int = 253) -> bytes:
+    """A packet from the hub's machine that fits no datagram to the client, and must not be cut."""
+    packet = bytearray(ip_packet(HUB4, scene.client.lease.ipv4, bytes(1500)))
+    packet[6] = 0x40
+    packet[9] = protocol
+    return bytes(packet)
+
+
+def too_big_untold(scene: Scene) -> None:
+    """One about ICMP that is itself an error: its type is 0, so make that 3."""
+    packet = bytearray(large(scene, 1))
+    packet[20] = 3
+    scene.hub.send(bytes(packet))
+
+
 def login_queue_full(scene: Scene) -> None:
     """The real limit takes 128 logins of more than 12 users."""
     scene.hub.decides = False
@@ -562,5 +578,8 @@ SPECIAL: dict[str, Provocation] = {
     "staged_total_full": staged_total_full,
     "mailbox_total_full": mailbox_total_full,
     "login_queue_full": login_queue_full,
+    "too_big": lambda s: s.hub.send(large(s)),
+    "too_big_untold": too_big_untold,
+    "too_big_limited": lambda s: s.hub.send(*[large(s)] * 51),
     "limiter_evicted": limiter_evicted,
 }

@@ -8,8 +8,8 @@ from pyvpn.testing.simulation import Node
 from tests.core.provocations import CLIENT, SERVER, SPECIAL
 from tests.core.scene import Provocation, Scene, core_sources, reasons_in
 
-#: The one count that comes with an answer: its size in bytes.
-ANSWERED = {"cookie_demanded": [64]}
+#: The counts that come with an answer: its size in bytes. Of a new path the MTU is asked.
+ANSWERED = {"cookie_demanded": [64], "path_moved": [1416 + 4 + 32]}
 
 
 class EveryReason(SynchronousTestCase):
@@ -25,7 +25,7 @@ class EveryReason(SynchronousTestCase):
         self.assertEqual(sizes, ANSWERED.get(reason, []), reason)
 
     def test_hub(self) -> None:
-        """The hub counts each of its reasons, once, and answers none but the one in ANSWERED."""
+        """The hub counts each of its reasons, once, and answers none but those in ANSWERED."""
         for reason, provocation in SERVER.items():
             self.provoke(reason, provocation, hub=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyvpn.core.client import VPNClient
 from pyvpn.core.clientstate import State
 from pyvpn.testing.simulation import NETWORK4, Client, Datagram, Simulation, numbered_packet
 
@@ -29,6 +30,8 @@ CHALLENGES, CHALLENGE_TIME = 3, 5
 CHALLENGE_SPACING = 0.5
 RESPONSES = 5
 CHALLENGE_SIZE = RESPONSE_SIZE = 32 + 32
+#: A datagram of so many bytes that is no data asks for the MTU.
+PROBED = 1200
 
 LOGIN, ANSWER, DATA = 0x50, 0x51, 4
 KEEPALIVE_SIZE, POLL_SIZE, REPLY_SIZE = 32, 32 + 32, 64 + 32
@@ -57,6 +60,15 @@ def with_client(
     if user not in simulation.hub.users:
         simulation.add_user(user, password)
     return simulation.add_client(user, password, **options)
+
+
+def ask_no_mtu(simulation: Simulation) -> None:
+    """Let nobody ask for the MTU in the sessions that there are: the answers look like polls."""
+    for node in set(simulation.nodes.values()):
+        core = node.core
+        peers = [core.hub] if isinstance(core, VPNClient) else core.connected_peers()
+        for peer in peers:
+            peer.mtu.stop()
 
 
 def cut(simulation: Simulation) -> None:

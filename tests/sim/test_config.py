@@ -25,8 +25,10 @@ from tests.sim.rules import (
     HUB4,
     POLL_INTERVAL,
     POLL_SIZE,
+    PROBED,
     REFUSED_RETRY_TIME,
     REPLY_SIZE,
+    RESPONSE_SIZE,
     RESTART_SPREAD,
     connected,
     cut,
@@ -108,7 +110,8 @@ class Config(SynchronousTestCase):
             for datagram in simulation.network.captured
             if datagram.source == simulation.hub.endpoint
             and datagram.kind == DATA
-            and len(datagram.payload) != REPLY_SIZE
+            and len(datagram.payload) not in (REPLY_SIZE, RESPONSE_SIZE)
+            and len(datagram.payload) < PROBED
         ]
         self.assertEqual(len(configs), CONFIG_TRIES)
         for number, at in enumerate(configs):

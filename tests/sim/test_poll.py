@@ -30,6 +30,7 @@ from tests.sim.rules import (
     POLL_SIZE,
     REKEY_AFTER_TIME,
     ROUND_TRIP,
+    ask_no_mtu,
     connected,
     cut,
     heal,
@@ -55,6 +56,7 @@ def polling(seed: int = 0, **options: Any) -> tuple[Simulation, Client]:
     """A hub and a client that polls each second, if nothing else is said, and is known to."""
     simulation, client = connected(seed, flags=POLLING, **options)
     simulation.advance(LEARNING_TIME + 1)
+    ask_no_mtu(simulation)
     return simulation, client
 
 

@@ -17,7 +17,7 @@ from pyvpn.core.events import (
 )
 from pyvpn.core.login import LoginFlags
 from pyvpn.core.timers import KeepaliveTimer
-from pyvpn.testing.simulation import Client, Datagram, Simulation, numbered_packet
+from pyvpn.testing.simulation import Client, Datagram, Simulation, ip_packet, numbered_packet
 from tests.sim.rules import (
     ANSWER,
     DATA,
@@ -89,8 +89,9 @@ class Rekeys(SynchronousTestCase):
         simulation, client = connected(poll_interval=1000.0)
         created = client.core.hub.current.created
         client.core.hub.keepalive = Mute()  # keepalives are sent, too, and would rekey at 120 s
-        for number in range(340):
-            simulation.hub.send(numbered_packet(number, HUB4, client.lease.ipv4))
+        for _ in range(340):
+            # Small ones: the hub asks now and then whether large ones pass, and gets an answer.
+            simulation.hub.send(ip_packet(HUB4, client.lease.ipv4, b"small"))
             simulation.advance(0.5)
         (rekey,) = times(simulation.network.captured, created)
         self.assertTrue(

@@ -59,6 +59,9 @@ class FakeCore:
         self._called("timer", now)
         self.timer = None
 
+    def frames_to_write(self) -> list[list[Any]]:
+        return []
+
     def next_event(self) -> object | None:
         return self.events.popleft() if self.events else None
 
