@@ -10,7 +10,7 @@ from pyvpn.core.events import Configured
 from pyvpn.core.peer import Peer, ServerPeer
 from pyvpn.core.transport import Session
 from pyvpn.testing.simulation import NETWORK4, NETWORK6
-from tests.core import badhandshakes, badtransport
+from tests.core import badhandshakes, badsegments, badtransport, segmentmodel
 from tests.core.badhandshakes import DAY
 from tests.core.badrows import Case, Make, Row, cut, longer, remade, whole
 from tests.core.badtransport import ADDRESS, TO_CLIENTS, TO_HUB, WINDOW
@@ -185,6 +185,30 @@ class Data(Walk):
                 padded = badtransport.inside(longer(make, 4))
                 case = self.taken(padded, for_hub=for_hub)
                 self.assertEqual(case.node.received, [make(case)])
+
+
+class Segments(Walk):
+    """Segment frames from a peer that has agreed on them."""
+
+    def test_rules(self) -> None:
+        """One that breaks any rule of PROTOCOL 5 never reaches the TUN, whoever sent it."""
+        for for_hub in (True, False):
+            self.walk(badsegments.rows(), for_hub=for_hub, least=300)
+
+    def test_sources(self) -> None:
+        """Nor does one from an address that is not the sender's."""
+        foreign = (NETWORK4[0], NETWORK4[1], NETWORK4[200], NETWORK6[1], NETWORK6[200])
+        self.walk(badsegments.sources(*foreign), for_hub=True, least=90)
+        self.walk(badsegments.sources(), for_hub=False, least=60)
+
+    def test_good(self) -> None:
+        """The control: at the very bounds it is written, with its own length and nothing more."""
+        for for_hub in (True, False):
+            for name, make, payload in badsegments.good():
+                case = self.taken(make, for_hub=for_hub)
+                (packet,) = case.node.received
+                place = segmentmodel.place_of(packet)
+                self.assertEqual(len(packet) - place.payload, payload, name)
 
 
 class ControlFrames(Walk):

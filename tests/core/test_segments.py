@@ -5,10 +5,13 @@ PROTOCOL 5 and docs/protocol.rst, "Segment frames"; ``segmentmodel.py`` is the o
 
 from __future__ import annotations
 
+import itertools
 import struct
+from collections.abc import Iterator
 from ipaddress import ip_address
 from random import Random
 
+from attrs import evolve
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -16,7 +19,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from pyvpn.core import segments
 from pyvpn.core.burst import Buffer
 from pyvpn.errors import LocalProtocolError
+from tests.core import badsegments
 from tests.core import segmentmodel as model
+from tests.core.badrows import Case
 from tests.core.segmentmodel import (
     ACK,
     CWR,
@@ -254,10 +259,10 @@ class Complete(SynchronousTestCase):
 class Join(SynchronousTestCase):
     """What a receiver makes of segment frames."""
 
-    @given(superpackets(most=256), st.data())
+    @given(superpackets(most=256))
     @settings(deadline=None, max_examples=200)
-    def test_nothing_lost(self, case: tuple[Flow, bytes, int], data: st.DataObject) -> None:
-        """join(split(p)) == p, but for a header checksum made anew and a header of our own."""
+    def test_nothing_lost(self, case: tuple[Flow, bytes, int]) -> None:
+        """join(split(p)) == p, and the virtio header that we make is the kernel's own."""
         of, payload, size = case
         assume(of.protocol == TCP or len(payload) <= 64 * size)
         frame = of.superpacket(payload, size)
@@ -320,6 +325,83 @@ class Join(SynchronousTestCase):
         want += [expected[1][0], expected[0][1], expected[1][2]]
         self.assertEqual(delivered(mixed), want)
         self.assertEqual(len(received([*one, *two])), 2)  # control
+
+
+class Turn(SynchronousTestCase):
+    """What one read brings, to either end: good and bad, of several flows, in any order."""
+
+    def hear(self, plaintexts: list[bytes], *, for_hub: bool) -> tuple[list[bytes], dict[str, int]]:
+        """What is written to the TUN, cut by the kernel, and what is counted."""
+        case = Case(for_hub=for_hub)
+        before = dict(case.node.core.counters)
+        buffers = case.session.seal_burst(plaintexts)
+        datagrams = [bytes(a) + bytes(b) for a, b in zip(buffers[::2], buffers[1::2], strict=True)]
+        frames: list[list[Buffer]] = []
+        source = (case.client if for_hub else case.hub).endpoint
+        for size, run in itertools.groupby(datagrams, key=len):
+            frames += case.node.core.datagrams_received(b"".join(run), size, source, case.now)
+        counters = case.node.core.counters
+        counted = {name: n - before.get(name, 0) for name, n in counters.items()}
+        written = [packet for frame in frames for packet in model.cut_by_kernel(b"".join(frame))]
+        self.assertLessEqual(len(written), len(plaintexts))
+        return written, {name: n for name, n in counted.items() if n}
+
+    def flows(self, *, for_hub: bool) -> Iterator[Flow]:
+        case = Case(for_hub=for_hub)
+        for version in (4, 6):
+            for protocol in (TCP, UDP):
+                yield badsegments.flow_of(case, version, protocol)
+
+    def test_mixed(self) -> None:
+        """What breaks a rule ends a run, is counted, and takes nothing good with it."""
+        for for_hub in (True, False):
+            for of in self.flows(for_hub=for_hub):
+                payload = octets(600)
+                good = model.segment_frames(of.packet(payload), 100)
+                right = model.segments_of(of.packet(payload), 100)
+                other = model.segment_frames(evolve(of, tos=4).packet(payload), 100)
+                apart = model.segments_of(evolve(of, tos=4).packet(payload), 100)
+                bad = "segment_malformed"
+                short, long = good[2][:-1], good[2] + b"x"
+                for sent, written, counted in (
+                    (good[::-1], right[::-1], {}),
+                    ([good[0]] * 3 + good[1:], [right[0]] * 3 + right[1:], {}),
+                    ([*good[:2], short, *good[3:]], [*right[:2], *right[3:]], {bad: 1}),
+                    ([*good[:2], long, *good[3:]], [*right[:2], *right[3:]], {bad: 1}),
+                    ([*good[:5], good[5][:-9]], right[:5], {bad: 1}),
+                    ([*good[:5], good[5] + bytes(16)], right[:5], {bad: 1}),
+                    ([*good, good[5][:1] + b"\6" + good[5][2:]], right, {bad: 1}),
+                    ([good[0], other[1], good[2]], [right[0], apart[1], right[2]], {}),
+                    ([*other[:3], *good[3:]], [*apart[:3], *right[3:]], {}),
+                    ([good[0], b"", good[1]], [right[0], right[1]], {}),
+                    ([good[0], right[3], good[1]], [right[0], right[3], right[1]], {}),
+                    ([good[0], b"\x0f" + bytes(15), good[1]], right[:2], {"control_unknown": 1}),
+                    ([good[0], b"\x21" + bytes(15), good[1]], right[:2], {"inner_unknown": 1}),
+                    (good, right, {}),  # the control
+                ):
+                    got = self.hear(sent, for_hub=for_hub)
+                    self.assertEqual(got, (written, counted))
+
+    def test_foreign(self) -> None:
+        """A whole run from an address that is not the sender's is counted by its datagrams."""
+        for for_hub in (True, False):
+            for of in self.flows(for_hub=for_hub):
+                stranger = ip_address("192.0.2.9" if of.source.version == 4 else "2001:db8::9")
+                foreign = evolve(of, source=stranger)
+                sent = model.segment_frames(foreign.packet(octets(600)), 100)
+                own = model.segment_frames(of.packet(octets(600)), 100)
+                got, counted = self.hear([*sent, *own], for_hub=for_hub)
+                self.assertEqual(counted, {"inner_source_not_allowed": 6})
+                self.assertEqual(got, model.segments_of(of.packet(octets(600)), 100))
+
+    def test_the_longest_run(self) -> None:
+        """256 pieces are one run; what follows the last, with index 0 again, is another."""
+        for for_hub in (True, False):
+            of = next(self.flows(for_hub=for_hub))
+            plaintexts = model.segment_frames(of.packet(octets(2560)), 10)
+            right = model.segments_of(of.packet(octets(2560)), 10)
+            got = self.hear([*plaintexts, *plaintexts[:2]], for_hub=for_hub)
+            self.assertEqual(got, ([*right, *right[:2]], {}))
 
 
 class PieceByPiece(SynchronousTestCase):
