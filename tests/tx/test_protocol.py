@@ -119,6 +119,26 @@ class ProtocolTests(SynchronousTestCase):
         self.assertEqual(self.core.calls, [("packets", frames, self.reactor.boottime())])
         self.assertEqual(self.far_received(), [b"data", b"control"])
 
+    def test_the_kernel_answers_in_the_same_turn(self) -> None:
+        """What a written frame makes the kernel send is taken before the reactor's next round."""
+        self.core.frames = [[VIRTIO_HEADER, b"question"]]
+        put = self.device.put
+
+        def answering(frame: bytes) -> int:
+            self.device.inject(b"answer")
+            return put(frame)
+
+        self.device.put = answering  # type: ignore[method-assign]
+        self.far_sends(b"datagram")
+        self.udp.doRead()
+        self.assertEqual([call[0] for call in self.core.calls], ["datagrams", "packets"])
+        self.assertEqual(self.core.calls[1][1], [VIRTIO_HEADER + b"answer"])
+        self.core.frames = []
+        self.device.inject(b"no answer")
+        self.far_sends(b"datagram")
+        self.udp.doRead()
+        self.assertEqual(len(self.core.calls), 3, "the control: nothing was written")
+
     def test_datagrams(self) -> None:
         """A run of datagrams is one call; its frames go to the TUN, answers back once."""
         self.core.frames = [[VIRTIO_HEADER, b"packet"], [VIRTIO_HEADER, b"an", b"other"]]
