@@ -41,7 +41,7 @@ class Options(ServiceOptions):
         ["interface", None, None, "local address to send from [default: the kernel chooses]"],
         ["port", None, None, "local UDP port, 0 for any [default: 12000, or a free one]"],
         ["tun", None, None, "name of the TUN interface [default: leamit0]"],
-        ["mtu", None, None, "largest inner packet [default: the hub's]"],
+        ["mtu", None, None, "largest inner packet [default: what the path takes]"],
         ["cipher", None, None, "auto, aes-256-gcm or chacha20-poly1305 [default: auto]"],
         ["deliver", None, None, "push or poll: when the hub sends what is for us [default: push]"],
         ["poll-interval", None, None, "seconds between polls [default: 25 with push, 1 with poll]"],

@@ -23,7 +23,7 @@ class Options(ServiceOptions):
         ["subnet", None, None, "the network's IPv4 subnet [default: 10.10.0.0/24]"],
         ["subnet6", None, None, "its IPv6 subnet: auto, none or a subnet [default: auto]"],
         ["tun", None, None, "name of the TUN interface [default: leamit0]"],
-        ["mtu", None, None, "largest inner packet, 1280 to 65535 bytes [default: 1416]"],
+        ["mtu", None, None, "largest inner packet, 1280 to 65535 bytes [default: 8916]"],
         ["cipher", None, None, "auto, aes-256-gcm or chacha20-poly1305 [default: auto]"],
         ["endpoint", None, None, "HOST[:PORT] by which clients reach this hub, for join links"],
         ["state-dir", None, None, "keys, accounts and logs [default: /var/lib/pyvpn]"],

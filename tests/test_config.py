@@ -203,7 +203,7 @@ class ServerConfigTests(SynchronousTestCase):
         found = ServerConfig.load(None, {})
         self.assertEqual(
             (found.port, found.interface, str(found.subnet), found.subnet6, found.tun, found.mtu),
-            (5050, None, "10.10.0.0/24", "auto", "leamit0", 1416),
+            (5050, None, "10.10.0.0/24", "auto", "leamit0", 8916),
         )
         self.assertEqual((found.endpoint, str(found.state_dir)), (None, "/var/lib/pyvpn"))
         self.assertEqual((found.cipher, found.relay), ("auto", False))

@@ -20,6 +20,7 @@ from pyvpn.core.events import (
     Configured,
     Connected,
     Disconnected,
+    MTUFound,
     NoAnswer,
     NotGranted,
     Refused,
@@ -28,6 +29,7 @@ from pyvpn.core.events import (
 )
 from pyvpn.core.login import LoginFlags, NetworkKeys, password_key
 from pyvpn.core.noise import KeyPair
+from pyvpn.core.vpncore import DEFAULT_INNER_MTU as INNER_MTU
 from pyvpn.errors import ConfigError
 from pyvpn.linux.cpu import wants_aes
 from pyvpn.linux.desired import GSO_MAX_SEGS, Address, Link, SystemState
@@ -91,6 +93,8 @@ class ClientService(VPNService):
         self._saving = DeferredLock()
         self._resolving = False
         self._applied: tuple[str, ...] = ()
+        self._told: Config | None = None
+        self._mtu_found = INNER_MTU
 
     # -- starting -----------------------------------------------------------------------------
 
@@ -198,6 +202,10 @@ class ClientService(VPNService):
                 self._log.warn("this hub delivers at once, not on polls")
         elif isinstance(event, Configured):
             self._apply(event.config, event.revision)
+        elif isinstance(event, MTUFound):
+            self._mtu_found = event.mtu
+            self._log.info("packets of {mtu} bytes reach the hub whole", mtu=event.mtu)
+            self._set_mtu()
         elif isinstance(event, NotGranted):
             # All that is ever required; nothing gets better by trying on.
             self._die(CIPHER_NOT_GRANTED)
@@ -243,6 +251,7 @@ class ClientService(VPNService):
     # -- configuration --------------------------------------------------------------------------
 
     def _apply(self, config: Config, revision: int) -> None:
+        self._told = config
         state = self._system_state(config)
         networks = [interface.network for interface in config.addresses]
         done = self._applying.run(self._in_thread, self._set_up, networks, state)
@@ -267,6 +276,15 @@ class ClientService(VPNService):
             tun=self._config.tun,
         )
 
+    def _set_mtu(self) -> None:
+        """Let the TUN take what reaches the hub: the addresses stay as they are."""
+        if self._told is None:
+            return
+        state = self._system_state(self._told)
+        done = self._applying.run(self._in_thread, self._child.apply, state)
+        done.addCallback(self._note)
+        done.addErrback(self._broken, "setting the TUN's MTU")
+
     def _system_state(self, config: Config) -> SystemState:
         """Return what the hub's word means for Linux, under the options given."""
         addresses = []
@@ -287,7 +305,9 @@ class ClientService(VPNService):
                     network=interface.network,
                 )
                 addresses.append(Address(str(interface)))
-        mtu = min(config.mtu or LARGEST_MTU, self._config.mtu or LARGEST_MTU)
+        # Never less than 1280: the kernel would take the interface's IPv6 addresses away.
+        most = min(config.mtu or LARGEST_MTU, self._config.mtu or LARGEST_MTU)
+        mtu = min(most, self._mtu_found)
         return SystemState(links=(Link(self._config.tun, mtu, tuple(addresses), GSO_MAX_SEGS),))
 
     def _broken(self, failure: Failure, doing: str) -> None:
