@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
+
+#: What one UDP_SEGMENT send takes: datagrams, and their bytes together.
+BURST_DATAGRAMS: Final = 64
+BURST_BYTES: Final = 65_000
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 

@@ -209,7 +209,7 @@ def complete(frame: bytes, room: int) -> list[bytes]:
     else:
         raise LocalProtocolError(f"virtio header with gso_type {kind}, csum_offset {offset}")
     least = _IPV6_HEADER if packet[0] >> 4 == 6 else (packet[0] & 15) << 2
-    if not (size and 20 <= least <= start <= end <= len(packet)):
+    if not (size and 20 <= least <= start < start + offset + 2 <= end <= len(packet) <= MOST_BYTES):
         raise LocalProtocolError(f"virtio header with csum_start {start}, gso_size {size}")
     found = Headers(start, end, len(packet), protocol)
     packets = []

@@ -28,10 +28,6 @@ DEFAULT_INNER_MTU = 1416
 #: What IPv6 takes every link to carry (RFC 8200 5): no TUN's MTU is less, and nobody is told less.
 LEAST_MTU = 1280
 
-# What one UDP_SEGMENT send takes.
-BURST_DATAGRAMS = 64
-BURST_BYTES = 65_000
-
 #: Staged packets of all peers together (docs/protocol.rst, "Limits").
 STAGED_BYTES_TOTAL = 64 << 20
 
@@ -117,11 +113,11 @@ class VPNCore(ABC, Generic[P]):
         size = min(size, total)
         end = total - total % size
         layout = f"<8sQ{size - HEADER_SIZE}s"
-        heads, counters, sealed = zip(*struct.iter_unpack(layout, buffer[:end]), strict=True)
+        heads, numbers, sealed = zip(*struct.iter_unpack(layout, buffer[:end]), strict=True)
         last = buffer[end:]
         if len(last) >= OVERHEAD:
             head, counter, body = struct.unpack(f"<8sQ{len(last) - HEADER_SIZE}s", last)
-            heads, counters, sealed = (*heads, head), (*counters, counter), (*sealed, body)
+            heads, numbers, sealed = (*heads, head), (*numbers, counter), (*sealed, body)
             last = b""
         place, count = 0, len(heads)
         while place < count:
@@ -134,7 +130,7 @@ class VPNCore(ABC, Generic[P]):
                 while stop < count and heads[stop] == head:
                     stop += 1
                 self._transport_received(
-                    counters[place:stop], sealed[place:stop], index, endpoint, now, frames
+                    numbers[place:stop], sealed[place:stop], index, endpoint, now, frames
                 )
             elif head[0] == TYPE:
                 self.counters["datagram_reserved_bits"] += stop - place
@@ -333,70 +329,41 @@ class VPNCore(ABC, Generic[P]):
         if session is None or endpoint is None or session.expired(now):
             self._stage(peer, frames, now)
             return []
-        seal = session.seal_burst
         native = session.segments
         lone = segments.lone if native else segments.finished
+        split = segments.split if native else segments.complete
         mtu = peer.mtu.inner
-        longest = mtu + PREFIX_SIZE
+        plaintexts: list[bytes] = []
         bursts: list[Burst] = []
-        run: list[bytes] = []
-        size = room = octets = packets = 0
+        octets = packets = 0
         for frame in frames:
             try:
-                if frame[1]:
-                    if run:
-                        bursts.append(Burst(endpoint, seal(run), size + OVERHEAD))
-                        run = []
-                    pieces = self._cut(peer, session, frame)
-                    if not pieces:
-                        continue
-                    # UDP is cut where its sender said, whatever fits.
-                    fragment = len(pieces[0]) > longest
-                    if fragment and not self._in_fragments(peer, frame, pieces[0], now):
-                        continue
-                    datagram = len(pieces[0]) + OVERHEAD
-                    most = max(min(BURST_DATAGRAMS, BURST_BYTES // datagram), 1)
-                    for start in range(0, len(pieces), most):
-                        part = seal(pieces[start : start + most])
-                        bursts.append(Burst(endpoint, part, datagram, fragment))
-                    octets += len(frame) - VIRTIO_SIZE
-                    packets += len(pieces)
-                    continue
-                plaintext = lone(frame)
+                pieces = split(frame, mtu) if frame[1] else [lone(frame)]
             except LocalProtocolError:
                 self.counters["tun_bad_offload"] += 1
                 continue
-            length = len(plaintext)
-            # Padded to 16, but never above the MTU, so that no datagram outgrows the path.
-            padding = -length & 15
-            if length + padding > mtu:
-                most = longest if plaintext[0] == segments.SEGMENT else mtu
-                padding = most - length
-                if padding < 0:
-                    if self._in_fragments(peer, frame, plaintext, now):
-                        if run:
-                            bursts.append(Burst(endpoint, seal(run), size + OVERHEAD))
-                            run = []
-                        bursts.append(Burst(endpoint, seal([plaintext]), length + OVERHEAD, True))
-                        octets += length
-                        packets += 1
+            first = pieces[0]
+            length = len(first)
+            if len(pieces) == 1:
+                # Padded to 16, but never above the MTU, so that no datagram outgrows the path.
+                padding = -length & 15
+                if length + padding > mtu:
+                    most = mtu + PREFIX_SIZE if first[0] == segments.SEGMENT else mtu
+                    padding = max(min(padding, most - length), 0)
+                if padding:
+                    pieces = [first + _PADDING[padding]]
+            if length > mtu and length > mtu + (first[0] == segments.SEGMENT and PREFIX_SIZE):
+                # Only a lone packet, or UDP, which is cut where its sender said, whatever fits.
+                if not self._in_fragments(peer, frame, first, now):
                     continue
-                padding = min(padding, -length & 15)
-            octets += length
-            packets += 1
-            if padding:
-                plaintext += _PADDING[padding]
-                length += padding
-            if run and (length > size or room < length + OVERHEAD or len(run) == BURST_DATAGRAMS):
-                bursts.append(Burst(endpoint, seal(run), size + OVERHEAD))
-                run = []
-            if not run:
-                size, room = length, BURST_BYTES
-            run.append(plaintext)
-            # A shorter one can only be the last of its burst.
-            room = 0 if length < size else room - length - OVERHEAD
-        if run:
-            bursts.append(Burst(endpoint, seal(run), size + OVERHEAD))
+                bursts += [Burst(endpoint, *row) for row in session.seal_rows(plaintexts)]
+                bursts += [Burst(endpoint, *row, True) for row in session.seal_rows(pieces)]
+                plaintexts = []
+            else:
+                plaintexts += pieces
+            octets += len(frame) - VIRTIO_SIZE
+            packets += len(pieces)
+        bursts += [Burst(endpoint, *row) for row in session.seal_rows(plaintexts)]
         peer.tx_bytes += octets
         peer.tx_packets += packets
         self._sent(peer, True, now)
@@ -404,11 +371,6 @@ class VPNCore(ABC, Generic[P]):
             peer.mtu.used(now)
             self._ask_mtu(peer, now)
         return bursts
-
-    def _cut(self, peer: P, session: Session, frame: bytes) -> list[bytes]:
-        """Return a super-packet as plaintexts for a session."""
-        split = segments.split if session.segments else segments.complete
-        return split(frame, peer.mtu.inner)
 
     def _send_control(
         self,
