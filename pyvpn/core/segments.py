@@ -209,7 +209,8 @@ def complete(frame: bytes, room: int) -> list[bytes]:
     else:
         raise LocalProtocolError(f"virtio header with gso_type {kind}, csum_offset {offset}")
     least = _IPV6_HEADER if packet[0] >> 4 == 6 else (packet[0] & 15) << 2
-    if not (size and 20 <= least <= start < start + offset + 2 <= end <= len(packet) <= MOST_BYTES):
+    places = 20 <= least <= start and start + offset + 2 <= end <= len(packet) <= MOST_BYTES
+    if not (size and places):
         raise LocalProtocolError(f"virtio header with csum_start {start}, gso_size {size}")
     found = Headers(start, end, len(packet), protocol)
     packets = []
@@ -277,7 +278,7 @@ def cost(frame: bytes, room: int) -> tuple[int, int]:
     (size,) = _VIRTIO_GSO_SIZE.unpack_from(frame, 4)
     found = headers(frame, VIRTIO_SIZE)
     end = found.all if found else _IPV6_HEADER + _TCP_HEADER
-    payload = len(frame) - VIRTIO_SIZE - end
+    payload = max(len(frame) - VIRTIO_SIZE - end, 0)
     count = -(-payload // max(min(size, room - end), 1))
     return count, count * (PREFIX_SIZE + end) + payload + 15
 
