@@ -172,6 +172,8 @@ class TUNPort:
 
         The kernel takes a written packet in before ``writev`` returns, so its answer (an ACK, an
         echo reply, the packet forwarded to another client) is mostly in the device's queue by now.
+        A flood ping from a client to its hub takes 124 us with this and 134 without (medians of 25
+        rounds in turn, 2000 pings each; 122 and 129 of 15 another time); TCP is as fast as without.
         """
         if not (self._wrote and self.reading):
             return
