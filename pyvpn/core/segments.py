@@ -142,6 +142,7 @@ def split(frame: bytes, room: int) -> list[bytes]:
         or (offset != 16 if protocol == TCP else offset != 6)
         or (protocol == TCP and frame[VIRTIO_SIZE + ip + 13] & (_SYN | _RST | _URG))
         or not size
+        or total == end
     ):
         return complete(frame, room)
     most = MOST_UDP_PIECES
@@ -209,7 +210,7 @@ def complete(frame: bytes, room: int) -> list[bytes]:
     else:
         raise LocalProtocolError(f"virtio header with gso_type {kind}, csum_offset {offset}")
     least = _IPV6_HEADER if packet[0] >> 4 == 6 else (packet[0] & 15) << 2
-    places = 20 <= least <= start and start + offset + 2 <= end <= len(packet) <= MOST_BYTES
+    places = 20 <= least <= start and start + offset + 2 <= end < len(packet) <= MOST_BYTES
     if not (size and places):
         raise LocalProtocolError(f"virtio header with csum_start {start}, gso_size {size}")
     found = Headers(start, end, len(packet), protocol)
@@ -328,6 +329,12 @@ def source(plaintext: bytes) -> bytes:
     """Return the source address in a segment frame that :func:`join` took, 4 or 16 bytes."""
     at = PREFIX_SIZE
     return plaintext[at + 12 : at + 16] if plaintext[at] < 0x50 else plaintext[at + 8 : at + 24]
+
+
+def destination(plaintext: bytes) -> bytes:
+    """Return the destination address in such a segment frame."""
+    at = PREFIX_SIZE
+    return plaintext[at + 16 : at + 20] if plaintext[at] < 0x50 else plaintext[at + 24 : at + 40]
 
 
 # -- receiving ----------------------------------------------------------------------------------

@@ -200,7 +200,7 @@ def send(random: Random) -> None:
         except LocalProtocolError:
             continue
         sizes = list(map(len, plaintexts))
-        if len({*sizes[:-1]}) > 1 or sizes[-1:] > sizes[:1]:
+        if not sizes or len({*sizes[:-1]}) > 1 or sizes[-1:] > sizes[:1]:
             raise Found(f"datagrams of {sizes}")
         place = 0
         while place < len(plaintexts) and plaintexts[place][0] >> 4 == 1:
@@ -258,7 +258,7 @@ class Fuzz(SynchronousTestCase):
         self.fuzz(case, CASES // 10)
         counters = scene.hub.core.counters
         self.assertGreater(counters["segment_malformed"], 10)
-        self.assertGreater(scene.peer.rx_packets, 100)  # control
+        self.assertGreater(scene.peer.rx_packets, 50)  # control
 
 
 class Planted(Fuzz):

@@ -236,6 +236,22 @@ class Split(SynchronousTestCase):
             odd = virtio.pack() + frame[VIRTIO_SIZE:]
             self.assertRaises(LocalProtocolError, segments.split, odd, MTU)
 
+    def test_nothing_to_cut(self) -> None:
+        """A super-packet without payload is none: nothing would leave of it."""
+        for version in (4, 6):
+            for protocol in (TCP, UDP):
+                frame = flow(version, protocol).superpacket(b"", 100)
+                self.assertRaises(LocalProtocolError, segments.split, frame, MTU)
+                self.assertRaises(LocalProtocolError, segments.complete, frame, MTU)
+
+    def test_headers_too_short_for_a_checksum(self) -> None:
+        """Nor is one whose TCP header ends before its checksum (regression: an exception)."""
+        frame = bytearray(flow().superpacket(octets(100), 10))
+        frame[VIRTIO_SIZE + HEADER4 + 12] = 0x40
+        self.assertRaises(LocalProtocolError, segments.split, bytes(frame), MTU)
+        frame[VIRTIO_SIZE + HEADER4 + 12] = 0x50  # control
+        self.assertEqual(len(segments.split(bytes(frame), MTU)), 10)
+
 
 class Complete(SynchronousTestCase):
     """What a peer gets that takes no segment frames."""
