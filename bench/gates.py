@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from figures import heading, show
+from figures import ROW, heading, show
 
+OWN, OPENVPN, NEWEST = "pyvpn-aes", "openvpn", "wireguard-go-newest"
 #: (system, scenario) -> the median
 Medians = Mapping[tuple[str, str], float]
 
@@ -29,78 +30,82 @@ def _gates() -> tuple[Gate, ...]:
     for cipher in ("aes", "chacha"):
         for scenario, name in names.items():
             what = f"{name}, {cipher}, beside the prototype"
-            own = f"pyvpn-{cipher}"
-            gates.append(Gate(what, own, scenario, 0.9, f"prototype-{cipher}"))
-    for scenario in ("tcp-1", "tcp-4"):
-        what = f"{names[scenario]}, beside OpenVPN"
-        gates.append(Gate(what, "pyvpn-aes", scenario, 3.5, "openvpn"))
-    return (
-        *gates,
-        Gate("64-byte UDP, beside OpenVPN", "pyvpn-aes", "udp-64", 1.3, "openvpn"),
-        Gate("64-byte UDP, beside wireguard-go", "pyvpn-aes", "udp-64", 1.8, "wireguard-go"),
-        Gate(
-            "processor time per GiB, beside OpenVPN", "pyvpn-aes", "cpu-gib", 0.5, "openvpn", True
-        ),
-        Gate(
-            "second client's p99 while one sends", "pyvpn-aes", "rtt-upload-p99", 5000, None, True
-        ),
-        Gate("goodput at 1 % loss, beside OpenVPN", "pyvpn-aes", "goodput-1", 1.0, "openvpn"),
-    )
+            gates.append(Gate(what, f"pyvpn-{cipher}", scenario, 0.9, f"prototype-{cipher}"))
+    for what, scenario, factor, rival in (
+        ("TCP, 1 flow, beside OpenVPN", "tcp-1", 3.5, OPENVPN),
+        ("TCP, 4 flows, beside OpenVPN", "tcp-4", 3.5, OPENVPN),
+        ("64-byte UDP, beside OpenVPN", "udp-64", 1.3, OPENVPN),
+        ("64-byte UDP, beside wireguard-go", "udp-64", 1.8, NEWEST),
+        ("goodput at 1 % loss, beside OpenVPN", "loss-1", 1.0, OPENVPN),
+    ):
+        gates.append(Gate(what, OWN, scenario, factor, rival))
+    what = "processor time per GiB, beside OpenVPN"
+    gates.append(Gate(what, OWN, "cpu-per-gib", 0.5, OPENVPN, at_most=True))
+    what = "second client's p99 while one sends"
+    gates.append(Gate(what, OWN, "rtt-second-p99", 5000, at_most=True))
+    return tuple(gates)
 
 
 def _aims() -> tuple[Gate, ...]:
-    aims = [
-        Gate("TCP, 1 flow, beside wireguard-go", "pyvpn-aes", "tcp-1", 1.25, "wireguard-go"),
-        Gate("TCP, 4 flows, beside wireguard-go", "pyvpn-aes", "tcp-4", 1.25, "wireguard-go"),
-    ]
-    for rival, name in (("wireguard-go", "wireguard-go"), ("openvpn", "OpenVPN")):
-        for scenario, what in (("rtt-idle-p50", "round trip, idle"), ("rtt-flood", "flood")):
-            aims.append(Gate(f"{what}, beside {name}", "pyvpn-aes", scenario, 1.0, rival, True))
+    aims = []
+    for what, scenario, factor, rival in (
+        ("TCP, 1 flow, beside wireguard-go", "tcp-1", 1.25, NEWEST),
+        ("TCP, 4 flows, beside wireguard-go", "tcp-4", 1.25, NEWEST),
+        ("goodput at 0.1 % loss, beside OpenVPN", "loss-0.1", 1.0, OPENVPN),
+        ("goodput at 5 % loss, beside OpenVPN", "loss-5", 1.0, OPENVPN),
+        ("goodput at 1 % loss with CUBIC, beside OpenVPN", "loss-1-cubic", 1.0, OPENVPN),
+    ):
+        aims.append(Gate(what, OWN, scenario, factor, rival))
+    for rival, name in ((NEWEST, "wireguard-go"), (OPENVPN, "OpenVPN")):
+        for scenario, what in (("rtt-idle-p50", "idle"), ("rtt-flood", "flood")):
+            what = f"round trip, {what}, beside {name}"
+            aims.append(Gate(what, OWN, scenario, 1.0, rival, at_most=True))
     for cipher in ("aes", "chacha"):
-        own, rival = f"pyvpn-{cipher}", f"prototype-{cipher}"
-        aims.append(Gate(f"TCP, 1 flow, {cipher}, beside the prototype", own, "tcp-1", 1.0, rival))
-    aims.append(
-        Gate("goodput at 5 % loss, beside OpenVPN", "pyvpn-aes", "goodput-5", 1.0, "openvpn")
-    )
+        what = f"TCP, 1 flow, {cipher}, beside the prototype"
+        aims.append(Gate(what, f"pyvpn-{cipher}", "tcp-1", 1.0, f"prototype-{cipher}"))
     return tuple(aims)
 
 
 GATES = _gates()
 AIMS = _aims()
 # Where there is no newer wireguard-go at hand, Debian's stands in for it.
-STANDS_IN = {"wireguard-go": "wireguard-go-debian"}
+STANDS_IN = "wireguard-go"
 
 
-def judge(medians: Medians) -> bool:
-    """Print the gates, then the aims; return whether no gate that could be measured is missed."""
-    print("\nGates: ratios of medians of this run")
-    heading()
-    met = True
-    for gate in GATES:
-        met &= _show(gate, medians)
-    print("\nAims: the same, but none of these decides")
-    heading()
-    for aim in AIMS:
-        _show(aim, medians)
-    return met
+class Verdict(NamedTuple):
+    """A gate as it is shown; `met` is None where it could not be measured."""
+
+    what: str
+    asked: str
+    measured: str
+    met: bool | None
 
 
-def _show(gate: Gate, medians: Medians) -> bool:
-    sign = "≤" if gate.at_most else "≥"
+def verdict(gate: Gate, medians: Medians) -> Verdict:
+    """Hold a gate against the medians of a run."""
     rival = gate.rival
-    if rival is not None and (rival, gate.scenario) not in medians and rival in STANDS_IN:
-        rival = STANDS_IN[rival]
+    measured = {system for system, scenario in medians if scenario == gate.scenario}
+    if rival == NEWEST and NEWEST not in measured and STANDS_IN in measured:
+        rival = STANDS_IN
+    what = gate.what if rival == gate.rival else f"{gate.what} (Debian's)"
+    asked = f"{'≤' if gate.at_most else '≥'} {gate.factor:g} {'µs' if rival is None else '×'}"
     own = medians.get((gate.system, gate.scenario))
     other = 1.0 if rival is None else medians.get((rival, gate.scenario))
-    asked = f"{sign} {gate.factor:g}" + (" µs" if rival is None else " ×")
     if own is None or not other:
         missing = gate.system if own is None else rival
-        print(f"{gate.what:<54} {asked:>12} {'not measured':>26}  no figure of {missing}")
-        return True
-    ratio = own / other
-    met = ratio <= gate.factor if gate.at_most else ratio >= gate.factor
-    if rival is None:
-        return show(gate.what, asked, f"{own:.0f} µs", met)
-    measured = f"{ratio:.2f} × ({own:.4g} : {other:.4g})"
-    note = "" if rival == gate.rival else " (Debian's)"
-    return show(gate.what + note, asked, measured, met)
+        return Verdict(what, asked, f"no figure of {missing}", None)
+    factor = own / other
+    shown = f"{own:.0f} µs" if rival is None else f"{factor:.2f} × ({own:.4g} : {other:.4g})"
+    met = factor <= gate.factor if gate.at_most else factor >= gate.factor
+    return Verdict(what, asked, shown, met)
+
+
+def show_verdicts(title: str, verdicts: list[Verdict]) -> None:
+    """Print them as a table."""
+    print(f"\n{title}")
+    heading()
+    for each in verdicts:
+        if each.met is None:
+            print(ROW.format(each.what, each.asked, each.measured, "not measured"))
+        else:
+            show(*each)

@@ -14,20 +14,25 @@ LOST = 1e6
 INTERVAL = 0.01
 
 
-def round_trips(lab: ThreeHosts, host: str, address: str, seconds: float) -> list[float]:
-    """Ping at a steady pace; the round-trip times in µs, sorted, a lost ping as :data:`LOST`."""
-    done = lab.run(
-        host,
-        ["ping", "-n", "-i", f"{INTERVAL}", "-w", f"{max(1, round(seconds))}", address],
-        seconds=seconds + 15,
-    )
-    times = [float(found) * 1e3 for found in re.findall(r"time=([\d.]+) ms", done.stdout)]
-    sent = re.search(r"(\d+) packets transmitted", done.stdout)
-    if sent is None or not times:
-        raise LabError(f"no answer from {address} to {host}")
-    # The last one sent may still have been under way when ping ended.
-    lost = max(0, int(sent[1]) - 1 - len(times))
-    return sorted(times) + [LOST] * lost
+class Pings:
+    """Pings at a steady pace, under way from its making on."""
+
+    def __init__(self, lab: ThreeHosts, host: str, address: str, seconds: float) -> None:
+        self._seconds = max(1, round(seconds))
+        argv = ["ping", "-n", "-i", f"{INTERVAL}", "-w", f"{self._seconds}", address]
+        self._process = lab.spawn(host, argv)
+
+    def round_trips(self) -> list[float]:
+        """Wait for the end; the round-trip times in µs, sorted, a lost ping as :data:`LOST`."""
+        self._process.wait(self._seconds + 15)
+        text = self._process.text()
+        times = [float(found) * 1e3 for found in re.findall(r"time=([\d.]+) ms", text)]
+        sent = re.search(r"(\d+) packets transmitted", text)
+        if sent is None or not times:
+            raise LabError(f"{self._process} had no answer")
+        # The last one sent may still have been under way when ping ended.
+        lost = max(0, int(sent[1]) - 1 - len(times))
+        return sorted(times) + [LOST] * lost
 
 
 def percentile(values: list[float], percent: float) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from iperf import Flow, arrivals, datagrams
-from pings import flood, percentile, round_trips
+from pings import Pings, flood, percentile
 from systems import System
 from threehosts import HUB, A, C
 from usage import cpu_seconds, resident
@@ -26,16 +26,22 @@ UNITS: dict[str, tuple[str, str]] = {
     "rtt-idle-p50": ("µs", "round trip, idle, median"),
     "rtt-idle-p99": ("µs", "round trip, idle, 99th percentile"),
     "rtt-flood": ("µs", "round trip, flood of pings, mean"),
-    "rtt-upload-p50": ("µs", "second client's round trip while the first sends bulk, median"),
-    "rtt-upload-p99": ("µs", "the same, 99th percentile"),
-    "rtt-download-p50": ("µs", "second client's round trip while the first gets bulk, median"),
-    "rtt-download-p99": ("µs", "the same, 99th percentile"),
-    "cpu-gib": ("s/GiB", "processor time of both ends, TCP, 1 flow"),
+    "rtt-load-p50": ("µs", "a client's round trip beside its own TCP to the hub, median"),
+    "rtt-load-p99": ("µs", "the same, 99th percentile"),
+    "rtt-second-p50": ("µs", "a second client's round trip meanwhile, median"),
+    "rtt-second-p99": ("µs", "the same, 99th percentile"),
+    "rtt-load-down-p50": ("µs", "a client's round trip beside its own TCP from the hub, median"),
+    "rtt-load-down-p99": ("µs", "the same, 99th percentile"),
+    "rtt-second-down-p50": ("µs", "a second client's round trip meanwhile, median"),
+    "rtt-second-down-p99": ("µs", "the same, 99th percentile"),
+    "cpu-per-gib": ("s/GiB", "processor time of both ends, TCP, 1 flow"),
     "rss": ("MiB", "resident memory of all its processes, after the flows"),
-    "goodput-0": ("Mbit/s", "TCP, 1 flow, datagrams cut on the wire, no loss"),
-    "goodput-0.1": ("Mbit/s", "the same, 0.1 % of datagrams lost each way"),
-    "goodput-1": ("Mbit/s", "the same, 1 % lost"),
-    "goodput-5": ("Mbit/s", "the same, 5 % lost"),
+    "rss-hub": ("MiB", "the same of the hub alone"),
+    "loss-0": ("Mbit/s", "TCP, 1 flow, datagrams cut on the wire, no loss"),
+    "loss-0.1": ("Mbit/s", "the same, 0.1 % of datagrams lost each way"),
+    "loss-1": ("Mbit/s", "the same, 1 % lost"),
+    "loss-5": ("Mbit/s", "the same, 5 % lost"),
+    "loss-1-cubic": ("Mbit/s", "1 % lost, with the congestion control of most machines"),
     "fair-tcp": ("Gbit/s", "TCP of a second client while the first floods UDP"),
     "fair-rtt-p50": ("µs", "its round trip meanwhile, median"),
     "fair-rtt-p99": ("µs", "its round trip meanwhile, 99th percentile"),
@@ -60,7 +66,7 @@ def tcp_with_cpu(system: System, seconds: float) -> Figures:
     received = flow(system, seconds).result()
     yield "tcp-1", received.gigabits
     if pids:
-        yield "cpu-gib", (cpu_seconds(pids) - before) / (received.bytes / GIB)
+        yield "cpu-per-gib", (cpu_seconds(pids) - before) / (received.bytes / GIB)
 
 
 def udp(length: int) -> Callable[[System, float], Figures]:
@@ -79,7 +85,8 @@ def udp(length: int) -> Callable[[System, float], Figures]:
 
 def idle(system: System, seconds: float) -> Figures:
     """Pings with nothing else."""
-    times = round_trips(system.lab, system.near, system.address(system.far, system.near), seconds)
+    address = system.address(system.far, system.near)
+    times = Pings(system.lab, system.near, address, seconds).round_trips()
     yield "rtt-idle-p50", percentile(times, 50)
     yield "rtt-idle-p99", percentile(times, 99)
 
@@ -91,16 +98,22 @@ def flood_of_pings(system: System, seconds: float) -> Figures:
 
 
 def beside_bulk(direction: str, *options: str) -> Callable[[System, float], Figures]:
-    """The second client's pings to the hub while the first is busy with TCP."""
+    """Pings of both clients to the hub, at once, while the first is busy with TCP."""
 
     def measure(system: System, seconds: float) -> Figures:
         # Longer than the pings, which begin when it flows.
         bulk = between(system, A, HUB, seconds + 2, *options)
         bulk.flowing(system.interface(HUB))
-        times = round_trips(system.lab, C, system.address(HUB, C), seconds)
+        kinds = {A: "load", C: "second"}
+        pings = {
+            kinds[client]: Pings(system.lab, client, system.address(HUB, client), seconds)
+            for client in system.clients
+        }
+        found = {kind: each.round_trips() for kind, each in pings.items()}
         bulk.result()
-        yield f"rtt-{direction}-p50", percentile(times, 50)
-        yield f"rtt-{direction}-p99", percentile(times, 99)
+        for kind, times in found.items():
+            yield f"rtt-{kind}{direction}-p50", percentile(times, 50)
+            yield f"rtt-{kind}{direction}-p99", percentile(times, 99)
 
     return measure
 
@@ -111,7 +124,7 @@ def fairness(system: System, seconds: float) -> Figures:
     greedy = between(system, A, HUB, seconds + 3, *options)
     greedy.flowing(system.interface(HUB))
     modest = between(system, C, HUB, seconds)
-    times = round_trips(system.lab, C, system.address(HUB, C), seconds)
+    times = Pings(system.lab, C, system.address(HUB, C), seconds).round_trips()
     received = modest.result()
     greedy.result()
     yield "fair-tcp", received.gigabits
@@ -119,13 +132,19 @@ def fairness(system: System, seconds: float) -> Figures:
     yield "fair-rtt-p99", percentile(times, 99)
 
 
-def goodput(percent: str) -> Callable[[System, float], Figures]:
-    """TCP over a cable that loses so many per cent of the datagrams, each way."""
+def goodput(percent: str, congestion: str = "") -> Callable[[System, float], Figures]:
+    """TCP over a cable that loses so many per cent of the datagrams, each way.
+
+    :param congestion: the congestion control to use; the kernel's own choice by default, which
+        decides a lot here: BBR takes little notice of losses, CUBIC halves its pace for each.
+    """
+    name = f"loss-{percent}" + (f"-{congestion}" if congestion else "")
+    options = ("--congestion", congestion) if congestion else ()
 
     def measure(system: System, seconds: float) -> Figures:
         with system.lab.losing(round(float(percent) * 10)):
-            received = flow(system, seconds).result()
-        yield f"goodput-{percent}", received.gigabits * 1e3
+            received = flow(system, seconds, *options).result()
+        yield name, received.gigabits * 1e3
 
     return measure
 
@@ -133,6 +152,7 @@ def goodput(percent: str) -> Callable[[System, float], Figures]:
 def memory(system: System, seconds: float) -> Figures:
     """Memory, last of all."""
     yield "rss", resident(system.processes())
+    yield "rss-hub", resident(system.processes(HUB))
 
 
 def flow(system: System, seconds: float, *options: str, version: int = 4) -> Flow:
@@ -192,12 +212,13 @@ SCENARIOS = (
     Scenario("udp-1200", udp(1200), to_hub),
     Scenario("rtt-idle", idle),
     Scenario("rtt-flood", flood_of_pings),
-    Scenario("rtt-upload", beside_bulk("upload"), to_hub_with_two),
-    Scenario("rtt-download", beside_bulk("download", "--reverse"), to_hub_with_two),
-    Scenario("goodput-0", goodput("0"), can_lose),
-    Scenario("goodput-0.1", goodput("0.1"), can_lose),
-    Scenario("goodput-1", goodput("1"), can_lose),
-    Scenario("goodput-5", goodput("5"), can_lose),
+    Scenario("rtt-load", beside_bulk(""), to_hub),
+    Scenario("rtt-load-down", beside_bulk("-down", "--reverse"), to_hub),
+    Scenario("loss-0", goodput("0"), can_lose),
+    Scenario("loss-0.1", goodput("0.1"), can_lose),
+    Scenario("loss-1", goodput("1"), can_lose),
+    Scenario("loss-5", goodput("5"), can_lose),
+    Scenario("loss-1-cubic", goodput("1", "cubic"), can_lose),
     Scenario("fairness", fairness, to_hub_with_two),
     Scenario("rss", memory, has_processes),
 )

@@ -44,11 +44,12 @@ class OpenVPN(System):
         said = self.programs[1].text()
         cipher = re.search(r"Data Channel: cipher '([^']+)'", said)
         version = re.search(r"OpenVPN (\d\S*)", said)
-        fix = re.search(r"mss_fix:(\d+)", said)
+        # The last line of these: what was agreed, after what was to begin with.
+        fixes = re.findall(r"Data Channel MTU parms .*?mss_fix:(\d+)", said)
         return Negotiated(
             cipher[1] if cipher else "unknown",
             self.link_mtu(),
-            f"{self.link_offloads()}{f', mssfix {fix[1]}' if fix else ''}",
+            f"{self.link_offloads()}{f', mssfix {fixes[-1]}' if fixes else ''}",
             f"OpenVPN {version[1]}" if version else "OpenVPN",
         )
 

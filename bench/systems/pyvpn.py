@@ -55,25 +55,12 @@ class PyVPN(System):
         return TUN
 
     def negotiated(self) -> Negotiated:
-        said = self.lab.pyvpn(self.near, "status", "--json")
-        status = json.loads(said.stdout) if said.returncode == 0 else {}
-        version = self.lab.pyvpn(HUB, "--version").stdout.strip()
-        cipher = find(status, "cipher") or f"{self.cipher} (asked)"
-        return Negotiated(str(cipher), self.link_mtu(), self.link_offloads(), version)
-
-
-def find(value: object, key: str) -> object:
-    """The first value of that key, however deep; None without one."""
-    if isinstance(value, dict):
-        if key in value:
-            return value[key]
-        value = list(value.values())
-    if isinstance(value, list):
-        for each in value:
-            found = find(each, key)
-            if found is not None:
-                return found
-    return None
+        version = self.lab.pyvpn(HUB, "--version").stdout.split()[-1]
+        status = json.loads(self.lab.pyvpn(self.near, "status", "--json").stdout)
+        told = status[f"client-{self.near}"]
+        names = [name.upper() for name, works in told["udp_offloads"].items() if works]
+        offloads = f"TUN {self.link_offloads()}, UDP {' '.join(sorted(names)) or 'none'}"
+        return Negotiated(told["cipher"], told["inner_mtu"], offloads, f"PyVPN {version}")
 
 
 @cache

@@ -117,9 +117,10 @@ class System:
         """The address inside by which one host reaches another."""
         return self.lab.inner(host, self.interface(host), version)
 
-    def processes(self) -> list[int]:
-        """The pids of all its processes, both ends, children too."""
-        return [pid for program in self.programs for pid in family(program.pid)]
+    def processes(self, host: str | None = None) -> list[int]:
+        """The pids of all its processes, children too; those of one host."""
+        programs = [each for each in self.programs if host in (None, each.host)]
+        return [pid for program in programs for pid in family(program.pid)]
 
     # -- what most of them tell of themselves in the same way ---------------------------------
 
