@@ -106,7 +106,7 @@ class BulkMixin:
             self.assertEqual({burst[2] for burst in self.client.bursts}, {self.to_hub(address)})
 
     def test_few_deliveries(self) -> None:
-        """Much in few calls: 200 full datagrams go up in bursts of 32 KiB and more."""
+        """Much in few calls: 200 full datagrams go up in bursts of 64 KiB and more."""
         self.hub.echo = False
         self.hub_port.stopReading()
         runs = [run_of(40, FULL)] * 5
@@ -115,6 +115,20 @@ class BulkMixin:
         self.world.until(lambda: len(self.hub.datagrams()) == 200)
         self.assertEqual(self.hub.datagrams(), [datagram for run in runs for datagram in run])
         self.assertLessEqual(len(self.hub.bursts), 200 * FULL // BULK_BYTES + 1)
+
+    def test_a_super_packet_is_one_burst(self) -> None:
+        """What one send could not take of a super-packet goes up with the rest of it."""
+        self.hub.echo = False
+        self.hub_port.stopReading()
+        packets = [run_of(47, FULL, last=700), run_of(47, FULL, last=700)]
+        for packet in packets:
+            self.client_port.writeBursts(
+                [burst_of(self.to_hub(), part) for part in (packet[:MOST], packet[MOST:])]
+            )
+        self.hub_port.startReading()
+        self.world.until(lambda: len(self.hub.datagrams()) == 94)
+        self.assertEqual(self.hub.datagrams(), packets[0] + packets[1])
+        self.assertEqual([len(burst[0]) for burst in self.hub.bursts], [46 * FULL + 700] * 2)
 
     def test_a_turn_is_bounded_in_bytes(self) -> None:
         """Of full bursts a turn takes 512 KiB and no more than the one read that passes it."""
