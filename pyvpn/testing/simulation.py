@@ -75,12 +75,16 @@ class Endpoint(NamedTuple):
 
 
 class Datagram(NamedTuple):
-    """One datagram on its way, or captured; ``time`` is the ``now`` at which it was sent."""
+    """One datagram on its way, or captured; ``time`` is the ``now`` at which it was sent.
+
+    ``fragment``: without DF, so a narrow link would carry it in pieces.
+    """
 
     time: float
     source: Endpoint
     destination: Endpoint
     payload: bytes
+    fragment: bool = False
 
     @property
     def kind(self) -> int:
@@ -244,6 +248,7 @@ class Node:
                         source or self.endpoint,
                         destination._replace(local=None),
                         payload,
+                        burst.fragment,
                     )
                 )
 
