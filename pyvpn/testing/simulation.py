@@ -158,7 +158,8 @@ class Node:
     """A machine with one core: what the Twisted layer and the service do around it.
 
     :ivar others: its further addresses, all of which it listens at.
-    :ivar received: the inner packets written to its TUN, in order.
+    :ivar received: the inner packets written to its TUN, in order, super-packets uncut.
+    :ivar written: the same with their virtio headers.
     :ivar answered: those that its own core wrote there: ICMP about packets that fit nowhere.
     :ivar events: everything its core told, in order.
     :ivar asleep: suspended: hears nothing, and its timers are late.
@@ -172,6 +173,7 @@ class Node:
         self.endpoint = endpoint
         self.others: list[Endpoint] = []
         self.received: list[bytes] = []
+        self.written: list[bytes] = []
         self.answered: list[bytes] = []
         self.events: list[object] = []
         self.asleep = False
@@ -193,7 +195,8 @@ class Node:
     def hear(self, buffer: bytes, size: int, source: Endpoint) -> None:
         """Take a run of datagrams of one sender."""
         for frame in self.core.datagrams_received(buffer, size, source, self.simulation.now):
-            self.received.append(b"".join(frame)[len(VIRTIO) :])
+            self.written.append(b"".join(frame))
+            self.received.append(self.written[-1][len(VIRTIO) :])
         self.drain()
 
     def due(self) -> float | None:
@@ -296,13 +299,16 @@ class Hub(Node):
 
     core: VPNServer
 
-    def __init__(self, simulation: Simulation, endpoint: Endpoint, *, aes: bool) -> None:
+    def __init__(
+        self, simulation: Simulation, endpoint: Endpoint, *, aes: bool, relay: bool
+    ) -> None:
         super().__init__(simulation, endpoint)
         self.users: dict[str, bytes] = {}
         self.disk: dict[Holder, Record] = {}
         self.decides = True
         self.undecided: list[LoginRequested] = []
         self._aes = aes
+        self._relay = relay
         self.restart()
 
     def restart(self) -> None:
@@ -316,6 +322,7 @@ class Hub(Node):
             network6=NETWORK6,
             inner_mtu=INNER_MTU,
             aes=self._aes,
+            relay=self._relay,
             wall_clock=self.wall_clock,
             random_bytes=simulation.random_bytes,
         )
@@ -451,10 +458,11 @@ class Simulation:
 
     :param seed: of everything that is left to chance, keys included.
     :param aes: whether the hub grants AES-256-GCM.
+    :param relay: whether the hub relays from client to client.
     :ivar now: seconds of CLOCK_BOOTTIME on every machine.
     """
 
-    def __init__(self, seed: int = 0, *, aes: bool = False) -> None:
+    def __init__(self, seed: int = 0, *, aes: bool = False, relay: bool = False) -> None:
         self.random = Random(seed)
         self.now = FIRST_NOW
         self.network = Network(self.random)
@@ -463,7 +471,7 @@ class Simulation:
         self.keys = NetworkKeys.derive(self.login_key.public, self.network_secret)
         self.nodes: dict[Endpoint, Node] = {}
         self._static: dict[tuple[str, str], KeyPair] = {}
-        self.hub = Hub(self, Endpoint(ip_address(HUB_ADDRESS), HUB_PORT), aes=aes)
+        self.hub = Hub(self, Endpoint(ip_address(HUB_ADDRESS), HUB_PORT), aes=aes, relay=relay)
         self.nodes[self.hub.endpoint] = self.hub
 
     def random_bytes(self, count: int) -> bytes:
