@@ -13,7 +13,7 @@ from ipaddress import (
 
 from attrs import define
 
-from pyvpn.core import control, login, tai64n
+from pyvpn.core import control, ippacket, login, segments, tai64n
 from pyvpn.core.admission import UNDECIDED_BOUND, Admission, Debit
 from pyvpn.core.burst import Burst, Endpoint
 from pyvpn.core.cookies import mac1_valid
@@ -67,6 +67,8 @@ class VPNServer(VPNCore[ServerPeer]):
     :param network4: the VPN's IPv4 network; clients get its prefix length with their address.
     :param network6: the same for IPv6, None for a network without.
     :param aes: whether AES-256-GCM is granted to clients that offer it.
+    :param relay: whether packets from client to client are sealed anew at once, where that is
+        possible, and do not pass through the kernel and its rules.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class VPNServer(VPNCore[ServerPeer]):
         network6: IPv6Network | None,
         inner_mtu: int,
         aes: bool,
+        relay: bool = False,
         wall_clock: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:
@@ -96,6 +99,8 @@ class VPNServer(VPNCore[ServerPeer]):
         self._undecided: dict[int, _Undecided] = {}
         self._admission = Admission(keys.cookie, random_bytes, self.counters)
         self._mail = Mailboxes(self.counters)
+        self._relaying = relay
+        self._relayed: dict[ServerPeer, list[bytes]] = {}
         self._hellos: dict[int, tuple[ServerPeer, Session]] = {}
         self._last_id = 0
         self._newest_stamp = b""
@@ -334,6 +339,45 @@ class VPNServer(VPNCore[ServerPeer]):
             self._stage(peer, frames, now)
             return []
         return super()._send_frames(peer, frames, now)
+
+    def _relay(self, peer: ServerPeer, plaintexts: list[bytes], now: float) -> bool:
+        """Keep packets of a client to be sealed anew for the client that they are for.
+
+        Only what the kernel would do nothing else to: the other one must be there, take them as
+        they are, and at once.
+        """
+        first = plaintexts[0]
+        segment = first[0] == segments.SEGMENT
+        target = self._allowed.lookup(
+            segments.destination(first) if segment else ippacket.destination(first)
+        )
+        if target is None or target is peer or target.mailbox is not None:
+            return False
+        session = target.current
+        if (
+            session is None
+            or session.expired(now)
+            or (segment and not session.segments)
+            or target.hold_due != NEVER
+            or len(first) > target.mtu.inner + (segments.PREFIX_SIZE if segment else 0)
+        ):
+            return False
+        self._relayed.setdefault(target, []).extend(plaintexts)
+        return True
+
+    def datagrams_to_send(self, now: float) -> list[Burst]:
+        """Seal what is to be relayed, all of a turn together, and send it with the rest."""
+        relayed, self._relayed = self._relayed, {}
+        for peer, plaintexts in relayed.items():
+            session, endpoint = peer.current, peer.endpoint
+            if session is None or endpoint is None:
+                self.counters["relay_session_ended"] += len(plaintexts)
+                continue
+            self._outbox += [Burst(endpoint, *row) for row in session.seal_rows(plaintexts)]
+            peer.tx_bytes += sum(map(len, plaintexts))
+            peer.tx_packets += len(plaintexts)
+            self._sent(peer, True, now)
+        return super().datagrams_to_send(now)
 
     def _release(self, peer: ServerPeer, now: float) -> None:
         """Let packets wait for a CONFIG_ACK no more."""

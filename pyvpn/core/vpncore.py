@@ -63,6 +63,7 @@ class VPNCore(ABC, Generic[P]):
         self._answers: list[list[Buffer]] = []
         self._too_big = TokenBucket(icmp.RATE, icmp.BURST)
         self._staged_bytes = 0
+        self._relaying = False
 
     # -- in ---------------------------------------------------------------------------------
 
@@ -192,6 +193,13 @@ class VPNCore(ABC, Generic[P]):
     def _sent(self, peer: P, data: bool, now: float) -> None:
         """Note that something was sealed and sent to a peer."""
 
+    def _relay(self, peer: P, plaintexts: list[bytes], now: float) -> bool:
+        """Take packets of a peer, all for one address, that need not go through the kernel.
+
+        Asked only with ``_relaying``. False: write them to the TUN.
+        """
+        return False
+
     @abstractmethod
     def _session_wanted(self, peer: P, now: float) -> None:
         """Note that packets wait for a session."""
@@ -269,6 +277,7 @@ class VPNCore(ABC, Generic[P]):
     ) -> None:
         """Sort authentic plaintexts by their first nibble (docs/protocol.rst, "Inner packets")."""
         lookup, source, length_of = self._allowed.lookup, ippacket.source, ippacket.length
+        relaying = self._relaying
         octets = packets = following = 0
         for place, plaintext in enumerate(plaintexts):
             if place < following or not plaintext:
@@ -282,20 +291,23 @@ class VPNCore(ABC, Generic[P]):
                     length = length_of(plaintext)
                     if lookup(source(plaintext)) is not peer:
                         raise RemoteProtocolError("inner_source_not_allowed")
+                    octets += length
+                    packets += 1
+                    if relaying and self._relay(peer, plaintexts[place : place + 1], now):
+                        continue
                     whole = length == len(plaintext)
                     packet = plaintext if whole else memoryview(plaintext)[:length]
                     frames.append([VIRTIO_NONE, packet])
-                    octets += length
-                    packets += 1
                 elif nibble == 1 and session.segments:
                     run = segments.join(plaintexts, place)
                     following = place + run.packets
                     if lookup(segments.source(plaintext)) is not peer:
                         self.counters["inner_source_not_allowed"] += run.packets
                         continue
-                    frames.append(run.frame)
                     octets += run.octets
                     packets += run.packets
+                    if not (relaying and self._relay(peer, plaintexts[place:following], now)):
+                        frames.append(run.frame)
                 else:
                     raise RemoteProtocolError("inner_unknown")
             except RemoteProtocolError as error:

@@ -122,6 +122,7 @@ class ServerService(VPNService):
             network6=self._pool.network6,
             inner_mtu=self._config.mtu,
             aes=wants_aes(self._config.cipher),
+            relay=self._config.relay,
             wall_clock=time.time_ns,
             random_bytes=self._surroundings.random_bytes,
         )

@@ -573,7 +573,15 @@ def limiter_evicted(scene: Scene) -> None:
         ratelimit.TABLE_BOUND = bound
 
 
+def relay_session_ended(scene: Scene) -> None:
+    """It takes a session that ends between a packet for it and the end of the turn."""
+    scene.hub.core._relayed[scene.peer] = [b""]
+    scene.peer.current = None
+    scene.hub.drain()
+
+
 SPECIAL: dict[str, Provocation] = {
+    "relay_session_ended": relay_session_ended,
     "handshake_short": handshake_short,
     "staged_total_full": staged_total_full,
     "mailbox_total_full": mailbox_total_full,
