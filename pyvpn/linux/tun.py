@@ -75,7 +75,7 @@ class TUNDevice:
             device.close()
 
 
-def open_tun(name: str, node: str = DEVICE_NODE, offload: bool = False) -> TUNDevice:
+def open_tun(name: str, node: str = DEVICE_NODE, offload: bool = True) -> TUNDevice:
     """Make the TUN interface ``name``: non-blocking, not inherited, with virtio headers.
 
     :param offload: ask for super-packets and unfinished checksums, as far as the kernel has them.

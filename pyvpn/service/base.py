@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +33,7 @@ class Surroundings:
     :ivar owner: user and group id that the process will drop to, None to stay what it is.
     """
 
-    open_tun: Callable[[str], TUNDevice] = functools.partial(open_tun, offload=True)
+    open_tun: Callable[[str], TUNDevice] = open_tun
     child: Callable[[str], PrivilegedChild] = PrivilegedChild
     random_bytes: Callable[[int], bytes] = os.urandom
     owner: tuple[int, int] | None = None
