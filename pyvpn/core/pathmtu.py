@@ -308,5 +308,7 @@ class PathMTU:
             self._raise_after = now + RAISE_TIME
         self.searching = False
         self._asking = 0
+        if self._round_trip < TRY_SPACING:
+            self._open = ()  # No answer is late; and of 10,000 idle peers these would take 10 MB.
         self.due = NEVER
         self.ask_after = now + CONFIRM_TIME if self._size > BASE else self._raise_after

@@ -22,8 +22,8 @@ from tests.netns.lab import TUN, Lab, Process, built_for
 PASSWORD = "correct horse kiwi"
 HUB4 = "10.10.0.1"
 KIWI4 = "10.10.0.2"
-#: Outer IPv4 and UDP, transport, segment frame's prefix: what an inner packet grows by.
-OVERHEAD = 28 + 32 + 4
+#: What ping says when it was told of a path of 1280 bytes inside.
+TOLD = r"(?i)(too big|too long|frag needed).*mtu ?= ?1280"
 
 
 class MTUTests(SynchronousTestCase):
@@ -102,8 +102,29 @@ class MTUTests(SynchronousTestCase):
         # The hub's TUN takes more; its kernel believes what the core says about this client.
         for address in (KIWI4, self.net.inner6("kiwi")):
             said = self.net.ping("hub", address, "-M", "do", "-s", "2000", count=3)
-            self.assertRegex(said.stdout + said.stderr, r"(?i)(too big|too long|frag needed).*mtu ?= ?1280")
+            self.assertRegex(
+                said.stdout + said.stderr, r"(?i)(too big|too long|frag needed).*mtu ?= ?1280"
+            )
         self.assertTrue(self.net.inner6("kiwi"))
+
+    def test_behind_a_narrow_path(self) -> None:
+        """A client with a path of 1500 bytes is told by the hub that another's takes less, in both
+        families; then what it sends arrives.
+        """
+        self.cable("kiwi", 1280)
+        self.net.start_hub({"kiwi": PASSWORD, "pa": PASSWORD})
+        for host in ("kiwi", "pa"):
+            self.net.join(host)
+            self.net.start_client(host, PASSWORD)
+        self.wait_mtu(1280)
+        for address in (KIWI4, self.net.inner6("kiwi")):
+            self.net.wait_until(
+                lambda a=address: self.net.ping("pa", a, "-s", "100", count=1).returncode == 0,
+                f"pa reaches {address}",
+            )
+            said = self.net.ping("pa", address, "-M", "do", "-s", "1350", count=5)
+            self.assertRegex(said.stdout + said.stderr, TOLD)
+            self.assertEqual(self.net.ping("pa", address, "-s", "1350", count=2).returncode, 0)
 
     def test_wide(self) -> None:
         """A path of 9000 bytes is used by itself: datagrams of 8,980 bytes are on the wire."""
