@@ -74,7 +74,9 @@ bench: root
 
 bench-compare: root $(WHEEL_VENV)/made
 	@DEPS=bench contrib/deps.sh
-	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/compare.py
+	@status=0; PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/compare.py || status=$$?; \
+	    [ $$status = 2 ] || PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/report.py; \
+	    exit $$status
 
 bench-figures: root deps $(WHEEL_VENV)/made
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/startup.py
