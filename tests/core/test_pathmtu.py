@@ -218,7 +218,7 @@ class Later(SynchronousTestCase):
         path.advance(when)
         path.width = width
         took = path.advance(60, lambda: path.mtu.packet_size <= width)
-        self.assertLessEqual(took, CONFIRM_TIME + 3 * 0.25 + 0.01)
+        self.assertLessEqual(took, CONFIRM_TIME + 3 * 0.25 + 2 * path.delay)
         self.assertTrue(path.mtu.searching)
         path.settle()
         self.assertTrue(path.good())
