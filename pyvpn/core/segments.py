@@ -150,6 +150,8 @@ def split(frame: bytes, room: int) -> list[bytes]:
         most = MOST_PIECES
         if end + size > room:
             size = max(room - end, 1)
+    if end + size > MOST_BYTES:
+        return complete(frame, room)
     body = VIRTIO_SIZE + end
     if total - end > size * most:
         plaintexts: list[bytes] = []

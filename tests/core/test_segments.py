@@ -244,6 +244,17 @@ class Split(SynchronousTestCase):
                 self.assertRaises(LocalProtocolError, segments.split, frame, MTU)
                 self.assertRaises(LocalProtocolError, segments.complete, frame, MTU)
 
+    def test_pieces_that_no_packet_holds(self) -> None:
+        """A size that no piece can have makes no segment frame: the receiver would drop it."""
+        for version in (4, 6):
+            of = flow(version, UDP)
+            frame = of.superpacket(b"short", LONGEST - of.size + 1)
+            (plaintext,) = segments.split(frame, MTU)
+            expected = model.segments_of(of.packet(b"short"), 9)
+            self.assertEqual([model.trimmed(plaintext)], expected)
+            frame = of.superpacket(b"short", LONGEST - of.size)  # control
+            self.assertEqual(delivered(segments.split(frame, MTU)), expected)
+
     def test_headers_too_short_for_a_checksum(self) -> None:
         """Nor is one whose TCP header ends before its checksum (regression: an exception)."""
         frame = bytearray(flow().superpacket(octets(100), 10))
