@@ -373,10 +373,9 @@ class VPNServer(VPNCore[ServerPeer]):
             if session is None or endpoint is None:
                 self.counters["relay_session_ended"] += len(plaintexts)
                 continue
-            self._outbox += [Burst(endpoint, *row) for row in session.seal_rows(plaintexts)]
-            peer.tx_bytes += sum(map(len, plaintexts))
-            peer.tx_packets += len(plaintexts)
-            self._sent(peer, True, now)
+            bursts = [Burst(endpoint, *row) for row in session.seal_rows(plaintexts)]
+            self._outbox += bursts
+            self._data_sent(peer, bursts, sum(map(len, plaintexts)), len(plaintexts), now)
         return super().datagrams_to_send(now)
 
     def _release(self, peer: ServerPeer, now: float) -> None:

@@ -376,13 +376,19 @@ class VPNCore(ABC, Generic[P]):
             octets += len(frame) - VIRTIO_SIZE
             packets += len(pieces)
         bursts += [Burst(endpoint, *row) for row in session.seal_rows(plaintexts)]
+        self._data_sent(peer, bursts, octets, packets, now)
+        return bursts
+
+    def _data_sent(
+        self, peer: P, bursts: list[Burst], octets: int, packets: int, now: float
+    ) -> None:
+        """Note data that goes to a peer: counts, timers, and whether its path wants a look."""
         peer.tx_bytes += octets
         peer.tx_packets += packets
         self._sent(peer, True, now)
         if now >= peer.mtu.ask_after and any(burst.size > LARGE for burst in bursts):
             peer.mtu.used(now)
             self._ask_mtu(peer, now)
-        return bursts
 
     def _send_control(
         self,
