@@ -430,6 +430,25 @@ class Turn(SynchronousTestCase):
             got = self.hear([*plaintexts, *plaintexts[:2]], for_hub=for_hub)
             self.assertEqual(got, ([*right, *right[:2]], {}))
 
+    def test_of_two_sessions(self) -> None:
+        """Pieces that came in one read, sealed on two sessions, are two runs."""
+        for for_hub in (True, False):
+            case = Case(for_hub=for_hub)
+            of = badsegments.flow_of(case, 4, TCP)
+            plaintexts = model.segment_frames(of.packet(octets(600)), 100)
+            old = case.session
+            case.simulation.advance(126)  # a rekey
+            self.assertIsNot(case.session, old)
+            sealed = [*old.seal_burst(plaintexts[:3]), *case.session.seal_burst(plaintexts[3:5])]
+            source = (case.client if for_hub else case.hub).endpoint
+            size = len(plaintexts[0]) + 32
+            frames = case.node.core.datagrams_received(
+                b"".join(map(bytes, sealed)), size, source, case.now
+            )
+            cut = [model.cut_by_kernel(b"".join(frame)) for frame in frames]
+            right = model.segments_of(of.packet(octets(600)), 100)
+            self.assertEqual(cut, [right[:3], right[3:5]])
+
 
 class PieceByPiece(SynchronousTestCase):
     """What a kernel gets that cuts no UDP."""
