@@ -194,15 +194,14 @@ def machine() -> dict[str, str]:
 
 
 def main(environment: Mapping[str, str]) -> int:
-    reason = why_not()
+    try:
+        run = Run(environment)
+        reason = why_not()
+    except ValueError as error:
+        reason = str(error)
     for name in ("iperf3", "ethtool"):
         if reason is None and shutil.which(name, path=search_path()) is None:
             reason = f"{name} is missing (make deps DEPS=bench installs it)"
-    if reason is None:
-        try:
-            run = Run(environment)
-        except ValueError as error:
-            reason = str(error)
     if reason is not None:
         print(f"nothing can be measured here: {reason}", file=sys.stderr)
         return 2

@@ -39,7 +39,8 @@ class Received:
 
 
 class Flow:
-    """One run of iperf3, under way from its making on."""
+    """One run of iperf3, under way from its making on; at the block's end nothing of it is left,
+    which would be in the next measurement's way."""
 
     def __init__(
         self, lab: ThreeHosts, near: str, far: str, address: str, seconds: float, *options: str
@@ -49,10 +50,17 @@ class Flow:
         self._udp = "--udp" in options
         self._seconds = seconds
         # A server of its own for each: one that was left in the middle refuses the next.
-        self._server = lab.listening(far, ["iperf3", "-s", "-1", "-p", str(port)], port)
+        self._server = lab.listening(far, ["iperf3", "-J", "-s", "-1", "-p", str(port)], port)
         words = ["iperf3", "-J", "-c", address, "-p", str(port), "-t", f"{seconds:g}", *options]
         self._client = lab.spawn(near, words, "iperf3")
         self._far = far
+
+    def __enter__(self) -> Flow:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._client.stop()
+        self._server.stop()
 
     def flowing(self, interface: str, host: str | None = None) -> None:
         """Wait until a megabyte has come (or gone) over the host's interface (the far end's)."""
@@ -64,34 +72,45 @@ class Flow:
 
     def result(self) -> Received:
         """Wait for the end; what was received."""
-        try:
-            self._client.wait(self._seconds + PATIENCE)
-            return received(self._client, self._udp)
-        finally:
-            self._client.stop()
-            self._server.stop()
+        self._client.wait(self._seconds + PATIENCE)
+        if not self._udp:
+            return received(self._client)
+        report(self._client)  # if that has an error the server may never end
+        self._server.wait(PATIENCE)
+        return delivered(self._client, self._server)
 
 
-def received(client: Process, udp: bool) -> Received:
-    """Read the client's report.
-
-    For UDP iperf3 says how many packets the receiver knows of, by their numbers, and how many of
-    these it missed: the difference is what its process has read. More may have arrived, see
-    :func:`arrivals`: on a machine with few processors the reader is the first to fall behind.
-    """
-    try:
-        told: dict[str, Any] = json.loads(client.text())
-    except ValueError:
-        raise LabError(f"{client} made no report: {client.text()[-200:]!r}") from None
-    if "error" in told:
-        raise LabError(f"{client}: {told['error']}")
-    end = told["end"]
-    if udp:
-        total = end["sum"]
-        packets = total["packets"] - total["lost_packets"]
-        return Received(total["seconds"], packets * told["start"]["test_start"]["blksize"], packets)
-    total = end["sum_received"]
+def received(client: Process) -> Received:
+    """Read from the client's report of a TCP flow what the receiver has got."""
+    total = report(client)["end"]["sum_received"]
     return Received(total["seconds"], total["bytes"], 0)
+
+
+def delivered(client: Process, server: Process) -> Received:
+    """Read from the reports of a UDP flow what the receiver's process has read.
+
+    The receiver knows of packets by the highest number that it has seen, and says how many of
+    these it missed. The client's report has the receiver's missed beside the packets that were
+    *sent*: those lost after the last that came would count as delivered there.
+
+    More may have arrived, see :func:`arrivals`: on a machine with few processors the reader is the
+    first to fall behind.
+    """
+    length = report(client)["start"]["test_start"]["blksize"]
+    total = report(server)["end"]["sum"]
+    packets = total["packets"] - total["lost_packets"]
+    return Received(total["seconds"], packets * length, packets)
+
+
+def report(program: Process) -> dict[str, Any]:
+    """What an iperf3 has reported; an error in it is a :class:`LabError`."""
+    try:
+        told: dict[str, Any] = json.loads(program.text())
+    except ValueError:
+        raise LabError(f"{program} made no report: {program.text()[-200:]!r}") from None
+    if "error" in told:
+        raise LabError(f"{program}: {told['error']}")
+    return told
 
 
 def moved(lab: ThreeHosts, host: str, interface: str) -> int:

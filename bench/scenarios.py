@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from iperf import Flow, arrivals, datagrams
+from iperf import Flow, Received, arrivals, datagrams
 from pings import Pings, flood, percentile
 from systems import System
 from threehosts import HUB, A, C
 from usage import cpu_seconds, resident
+
+from tests.netns.lab import LabError
 
 GIB = 2**30
 
@@ -54,7 +56,7 @@ def tcp(figure: str, *options: str, version: int = 4) -> Callable[[System, float
     """TCP from the near to the far end."""
 
     def measure(system: System, seconds: float) -> Figures:
-        yield figure, flow(system, seconds, *options, version=version).result().gigabits
+        yield figure, flow(system, seconds, *options, version=version).gigabits
 
     return measure
 
@@ -63,7 +65,7 @@ def tcp_with_cpu(system: System, seconds: float) -> Figures:
     """TCP, one flow, and the processor time that it cost."""
     pids = system.processes()
     before = cpu_seconds(pids)
-    received = flow(system, seconds).result()
+    received = flow(system, seconds)
     yield "tcp-1", received.gigabits
     if pids:
         yield "cpu-per-gib", (cpu_seconds(pids) - before) / (received.bytes / GIB)
@@ -76,9 +78,13 @@ def udp(length: int) -> Callable[[System, float], Figures]:
         lab, far = system.lab, system.far
         options = ("--udp", "--length", str(length), "--bitrate", "0")
         with arrivals(lab, far, system.interface(far)) as counted:
-            received = flow(system, seconds, *options).result()
+            received = flow(system, seconds, *options)
+        came = datagrams(counted, length)
+        # The two counts know nothing of each other (1: iperf3's greeting, and rounding).
+        if received.packets > came + 1:
+            raise LabError(f"{received.packets} packets were read, of {came:.0f} that arrived")
         yield f"udp-{length}", received.kilopackets
-        yield f"udp-{length}-arrived", datagrams(counted, length) / received.seconds / 1e3
+        yield f"udp-{length}-arrived", came / received.seconds / 1e3
 
     return measure
 
@@ -102,15 +108,15 @@ def beside_bulk(direction: str, *options: str) -> Callable[[System, float], Figu
 
     def measure(system: System, seconds: float) -> Figures:
         # Longer than the pings, which begin when it flows.
-        bulk = between(system, A, HUB, seconds + 2, *options)
-        bulk.flowing(system.interface(HUB))
         kinds = {A: "load", C: "second"}
-        pings = {
-            kinds[client]: Pings(system.lab, client, system.address(HUB, client), seconds)
-            for client in system.clients
-        }
-        found = {kind: each.round_trips() for kind, each in pings.items()}
-        bulk.result()
+        with between(system, A, HUB, seconds + 2, *options) as bulk:
+            bulk.flowing(system.interface(HUB))
+            pings = {
+                kinds[client]: Pings(system.lab, client, system.address(HUB, client), seconds)
+                for client in system.clients
+            }
+            found = {kind: each.round_trips() for kind, each in pings.items()}
+            bulk.result()
         for kind, times in found.items():
             yield f"rtt-{kind}{direction}-p50", percentile(times, 50)
             yield f"rtt-{kind}{direction}-p99", percentile(times, 99)
@@ -121,12 +127,12 @@ def beside_bulk(direction: str, *options: str) -> Callable[[System, float], Figu
 def fairness(system: System, seconds: float) -> Figures:
     """The first client floods the hub with UDP; what does the second get?"""
     options = ("--udp", "--length", "1200", "--bitrate", "0")
-    greedy = between(system, A, HUB, seconds + 3, *options)
-    greedy.flowing(system.interface(HUB))
-    modest = between(system, C, HUB, seconds)
-    times = Pings(system.lab, C, system.address(HUB, C), seconds).round_trips()
-    received = modest.result()
-    greedy.result()
+    with between(system, A, HUB, seconds + 3, *options) as greedy:
+        greedy.flowing(system.interface(HUB))
+        with between(system, C, HUB, seconds) as modest:
+            times = Pings(system.lab, C, system.address(HUB, C), seconds).round_trips()
+            received = modest.result()
+        greedy.result()
     yield "fair-tcp", received.gigabits
     yield "fair-rtt-p50", percentile(times, 50)
     yield "fair-rtt-p99", percentile(times, 99)
@@ -143,7 +149,7 @@ def goodput(percent: str, congestion: str = "") -> Callable[[System, float], Fig
 
     def measure(system: System, seconds: float) -> Figures:
         with system.lab.losing(round(float(percent) * 10)):
-            received = flow(system, seconds, *options).result()
+            received = flow(system, seconds, *options)
         yield name, received.gigabits * 1e3
 
     return measure
@@ -155,15 +161,16 @@ def memory(system: System, seconds: float) -> Figures:
     yield "rss-hub", resident(system.processes(HUB))
 
 
-def flow(system: System, seconds: float, *options: str, version: int = 4) -> Flow:
-    """iperf3 from the near to the far end."""
-    return between(system, system.near, system.far, seconds, *options, version=version)
+def flow(system: System, seconds: float, *options: str, version: int = 4) -> Received:
+    """What came over by iperf3 from the near to the far end."""
+    with between(system, system.near, system.far, seconds, *options, version=version) as running:
+        return running.result()
 
 
 def between(
     system: System, near: str, far: str, seconds: float, *options: str, version: int = 4
 ) -> Flow:
-    """iperf3 from one host to another, inside the VPN."""
+    """iperf3 from one host to another, inside the VPN; to be ended by its block."""
     address = system.address(far, near, version)
     return Flow(system.lab, near, far, address, seconds, *options)
 
