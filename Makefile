@@ -12,7 +12,7 @@ SOURCES = $(shell find pyvpn twisted -name '*.py' -o -name py.typed) setup.cfg s
 IS_ROOT = [ "$$(id -u)" = 0 ]
 
 .DELETE_ON_ERROR:
-.PHONY: help deps venv test check demo bench bench-compare bench-figures install uninstall clean
+.PHONY: help deps venv test check demo bench bench-compare bench-figures bench-micro install uninstall clean
 
 help:
 	@echo 'sudo make demo       the whole VPN on this machine, in network namespaces (KEEP=1: leave it up)'
@@ -23,6 +23,7 @@ help:
 	@echo 'make check           lint, format, types'
 	@echo 'sudo make bench      asked and measured figures: bench-compare, beside other VPNs (25 minutes),'
 	@echo '                     and bench-figures, of its own'
+	@echo 'make bench-micro     what the parts of the core cost, one by one (2 minutes)'
 	@echo 'make venv            the virtual environment for development, in $(VENV)'
 	@echo 'sudo make deps       the system packages that all of this needs'
 	@echo 'make clean           removes what was made here'
@@ -84,6 +85,13 @@ bench-figures: root deps $(WHEEL_VENV)/made
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/crashes.py
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/recovery.py
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/sessions.py
+
+# Few processes: one by one they show how figures differ from one start to the next.
+bench-micro: venv
+	@mkdir -p build/bench
+	@rm -f build/bench/micro.json
+	@PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python bench/micro.py --quiet --processes 5 \
+	    --output build/bench/micro.json
 
 .PHONY: root
 root:

@@ -95,6 +95,10 @@ class Row(NamedTuple):
         """The least and the most of the rounds."""
         return f"{three_digits(min(self.rounds))}–{three_digits(max(self.rounds))}"
 
+    def with_spread(self) -> str:
+        """The figure, and its spread where there is one."""
+        return f"{self.number()} ({self.spread()})" if len(self.rounds) > 1 else self.number()
+
 
 class Run(NamedTuple):
     """All figures of one run, in the order in which they are shown."""
@@ -139,6 +143,14 @@ def three_digits(value: float) -> str:
         size *= 10
         digits += 1
     return f"{value:,.{digits}f}"
+
+
+def duration(microseconds: float) -> str:
+    """A time in the unit in which it can be read."""
+    for unit, size in (("s", 1e6), ("ms", 1e3), ("µs", 1.0)):
+        if microseconds >= size:
+            return f"{three_digits(microseconds / size)} {unit}"
+    return f"{three_digits(microseconds * 1e3)} ns"
 
 
 def system_name(system: str) -> str:

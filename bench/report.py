@@ -24,6 +24,7 @@ from measured import (
     OURS,
     Row,
     Run,
+    duration,
     ratio,
     read_directory,
     read_published,
@@ -70,6 +71,7 @@ p, caption { color: var(--pale); max-width: 44rem; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child, .text td { text-align: left; }
 .text td { white-space: normal; }
 tr.bad td { color: var(--bad); font-weight: 600; }
@@ -103,7 +105,7 @@ def bars_of(rows: Iterable[Row]) -> list[Bar]:
             min(row.rounds),
             max(row.rounds),
             row.number(),
-            row.spread(),
+            row.spread() if len(row.rounds) > 1 else "",
             bar_kind(row.system),
         )
         for row in rows
@@ -137,7 +139,7 @@ def group_table(run: Run, titles: dict[str, str]) -> Table:
     for system in run.systems:
         found = [rows.get(system) for rows in columns.values()]
         if any(found):
-            cells = [f"{row.number()} ({row.spread()})" if row else "–" for row in found]
+            cells = ["–" if row is None else row.with_spread() for row in found]
             table.append([system_name(system), *cells])
     return table
 
@@ -159,8 +161,11 @@ def ratio_table(run: Run) -> Table:
 
 
 def micro_table(run: Run) -> Table:
-    heads = ["operation", "median [µs]", "of all rounds"]
-    rows = [[row.scenario, row.number(), row.spread()] for row in run.micro]
+    heads = ["operation", "median", "least", "most"]
+    rows = [
+        [row.scenario, *map(duration, (row.value, min(row.rounds), max(row.rounds)))]
+        for row in run.micro
+    ]
     return [heads, *rows] if rows else []
 
 

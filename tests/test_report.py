@@ -97,7 +97,7 @@ class ReportTests(SynchronousTestCase):
             "UDP ≥ 1.3 × 1.00 × NOT MET",
             "CPU ≤ 0.5 × no figure not measured",
             "A &lt;fast&gt; one",
-            "seal 2.00 1.00–3.00",
+            "seal 2.00 µs 1.00 µs 3.00 µs",
         ):
             self.assertIn(text, shown)
         self.assertNotIn("<other>", page)
@@ -189,6 +189,16 @@ class ReportTests(SynchronousTestCase):
             (1234.5, "1,234"),
         ):
             self.assertEqual(measured.three_digits(value), text)
+
+    def test_durations(self) -> None:
+        """Times of the parts are shown in the unit in which they can be read."""
+        for value, text in (
+            (0.0167, "16.7 ns"),
+            (1.0, "1.00 µs"),
+            (354_362.0, "354 ms"),
+            (2_000_000.0, "2.00 s"),
+        ):
+            self.assertEqual(measured.duration(value), text)
 
     def test_every_scenario_has_a_title(self) -> None:
         """Each figure and system of the comparison has its place and name in the report."""
