@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Iterator
 from ipaddress import (
     IPv4Interface,
@@ -13,10 +12,9 @@ from ipaddress import (
 
 from attrs import define
 
-from pyvpn.core import control, ippacket, login, segments, tai64n
+from pyvpn.core import control, ippacket, segments, tai64n
 from pyvpn.core.admission import UNDECIDED_BOUND, Admission, Debit
 from pyvpn.core.burst import Burst, Endpoint
-from pyvpn.core.cookies import mac1_valid
 from pyvpn.core.events import (
     LeaseLost,
     LeaseRequested,
@@ -26,6 +24,7 @@ from pyvpn.core.events import (
 )
 from pyvpn.core.leases import Lease
 from pyvpn.core.login import LoginFlags, LoginRequest, NetworkKeys
+from pyvpn.core.logins import Logins
 from pyvpn.core.mailbox import Mailbox, Mailboxes
 from pyvpn.core.noise import KeyPair
 from pyvpn.core.peer import ServerPeer
@@ -34,14 +33,6 @@ from pyvpn.core.transport import Session
 from pyvpn.core.vpncore import VPNCore
 from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 
-#: A stamp may be this far ahead of the hub's clock; a later one would brick the key for that long.
-FUTURE_STAMP = 86_400_000_000_000  # ns
-#: 2024-01-01, TAI64N: a clock that shows an earlier time was never set. This program is younger.
-CLOCK_NEVER_SET = tai64n.pack(1_704_067_200_000_000_000)
-#: A device whose last login is no longer ago is known: it has a bucket of its own.
-KNOWN_TIME = 30 * 86_400_000_000_000  # ns
-#: A device that the hub has no stamp of must come with one that is no older.
-PAST_STAMP = 86_400_000_000_000  # ns
 #: Seconds between HELLOs of a session: each is a decision and a write. Clients wait 1 s.
 HELLO_SPACING = 0.5
 #: Packets wait for a new connection's CONFIG_ACK, since its client drops what comes before it has
@@ -50,8 +41,6 @@ HOLD_TIME = CONFIG_INTERVAL * CONFIG_TRIES
 #: Stamps kept of devices that have neither address nor keys: the bound of the table, oldest first.
 #: Without them a recorded 0x50 would draw an answer once its device was forgotten.
 STAMPS_KEPT = 65_536
-#: What a client that never heard of its user's key is compared with: same work, never equal.
-_NO_KEY = bytes(32)
 
 
 @define
@@ -85,37 +74,36 @@ class VPNServer(VPNCore[ServerPeer]):
         random_bytes: Callable[[int], bytes],
     ) -> None:
         super().__init__(wall_clock=wall_clock, random_bytes=random_bytes, inner_mtu=inner_mtu)
-        self._keys = keys
-        self._login_key = login_key
         self._network4 = network4
         self._network6 = network6
         self._offers = LoginFlags.DELIVER_ON_POLL | LoginFlags.SEGMENT_FRAMES
         if aes:
             self._offers |= LoginFlags.AES_256_GCM
-        self._users: dict[str, bytes] = {}
         self._peers: dict[tuple[str, bytes], ServerPeer] = {}
         self._stamps: dict[tuple[str, bytes], bytes] = {}
         self._timers: TimerQueue[ServerPeer] = TimerQueue()
         self._undecided: dict[int, _Undecided] = {}
         self._admission = Admission(keys.cookie, random_bytes, self.counters)
+        self._logins = Logins(
+            keys, login_key, self._admission, self._seen, wall_clock, random_bytes
+        )
         self._mail = Mailboxes(self.counters)
         self._relaying = relay
         self._relayed: dict[ServerPeer, list[bytes]] = {}
         self._hellos: dict[int, tuple[ServerPeer, Session]] = {}
         self._last_id = 0
-        self._newest_stamp = b""
 
     # -- what the owner tells -----------------------------------------------------------------
 
     def set_user(self, name: str, public_key: bytes, now: float) -> None:
         """Let a user log in with a key; a changed key ends the sessions made with the old one."""
-        if self._users.get(name, public_key) != public_key:
+        if self._logins.users.get(name, public_key) != public_key:
             self.remove_user(name, control.ByeReason.RESTARTING, now)
-        self._users[name] = public_key
+        self._logins.users[name] = public_key
 
     def remove_user(self, name: str, reason: control.ByeReason, now: float) -> None:
         """Let a user log in no more; live sessions end with a BYE."""
-        self._users.pop(name, None)
+        self._logins.users.pop(name, None)
         self._admission.forget_user(name)
         for peer in [peer for peer in self._peers.values() if peer.user == name]:
             self._say_bye(peer, reason, now)
@@ -128,7 +116,7 @@ class VPNServer(VPNCore[ServerPeer]):
         peer = self._peer_of(user, device)
         peer.name = name
         peer.stamp_seen = stamp
-        self._newest_stamp = max(self._newest_stamp, stamp)
+        self._logins.newest_stamp = max(self._logins.newest_stamp, stamp)
         if lease is not None:
             self._grant(peer, lease)
 
@@ -148,7 +136,7 @@ class VPNServer(VPNCore[ServerPeer]):
             raise LocalProtocolError(f"login {id} is not waiting for a decision")
         request, endpoint = undecided.request, undecided.endpoint
         # Much may have happened while the decision was made elsewhere.
-        if not granted or self._users.get(request.user) != request.public_key:
+        if not granted or self._logins.users.get(request.user) != request.public_key:
             self.counters["login_refused"] += 1
             return
         peer = self._peer_of(request.user, request.device)
@@ -156,7 +144,7 @@ class VPNServer(VPNCore[ServerPeer]):
             self.counters["login_stamp_replayed"] += 1
             return
         peer.stamp_seen = request.stamp
-        self._newest_stamp = max(self._newest_stamp, request.stamp)
+        self._logins.newest_stamp = max(self._logins.newest_stamp, request.stamp)
         self._forget(peer, peer.next)
         index = self._new_index()
         flags = request.flags & self._offers
@@ -224,74 +212,22 @@ class VPNServer(VPNCore[ServerPeer]):
 
         The bound on future stamps is off then: the clock is what is wrong (no battery, say).
         """
-        latest = tai64n.pack(self._wall_clock() + FUTURE_STAMP)
-        return max(self._newest_stamp, CLOCK_NEVER_SET) > latest
+        return self._logins.clock_behind()
 
     # -- logins -------------------------------------------------------------------------------
 
     def _handshake_received(self, message: bytes, endpoint: Endpoint, now: float) -> None:
-        """Judge a 0x50 in the order of docs/protocol.rst, "What the hub does with a 0x50"."""
-        if message[0] != login.INITIATION:
-            raise RemoteProtocolError("datagram_unknown")
-        if len(message) != login.INITIATION_SIZE:
-            raise RemoteProtocolError("datagram_length")
-        address = endpoint.wire_address()
-        if address[16:] == b"\0\0":
-            raise RemoteProtocolError("datagram_source_port")
-        if not mac1_valid(message, self._keys.mac1_to_server):
-            raise RemoteProtocolError("mac1_invalid")
-        cookie = self._admission.arrived(message, login.sender_index(message), address, now)
-        if cookie is not None:
-            self._outbox.append(Burst(endpoint, [cookie, b""], len(cookie)))
+        judged = self._logins.judge(message, endpoint.wire_address(), now)
+        if isinstance(judged, bytes):
+            self._outbox.append(Burst(endpoint, [judged, b""], len(judged)))
             return
-        try:
-            request = LoginRequest(self._keys, self._login_key, message, self._random_bytes)
-        except RemoteProtocolError:
-            self._admission.failed(message, address, now)
-            raise
-        self._check_stamp(request)
-        if self._admission.repeated(message):
-            raise RemoteProtocolError("login_repeated")
-        debit = self._debit_of(request)
-        try:
-            self._admission.debit(debit, now)
-            self._check_key(request, message, debit, now)
-        except RemoteProtocolError:
-            self._admission.failed(message, address, now)
-            raise
+        request, debit = judged
         if len(self._undecided) >= UNDECIDED_BOUND:
             self._admission.overloaded(now)
             raise RemoteProtocolError("login_queue_full")
         self._last_id += 1
         self._undecided[self._last_id] = _Undecided(request, endpoint, debit)
         self._events.append(LoginRequested(self._last_id, request.user, request.device))
-
-    def _check_stamp(self, request: LoginRequest) -> None:
-        """Step 6. Nobody is blamed for a failure here: it may be a replay of an honest login."""
-        seen = self._stamp_seen(request.user, request.device)
-        if request.stamp <= seen:
-            raise RemoteProtocolError("login_stamp_replayed")
-        wall = self._wall_clock()
-        if request.stamp > tai64n.pack(wall + FUTURE_STAMP) and not self.clock_behind():
-            raise RemoteProtocolError("login_stamp_future")
-        if not seen and request.stamp < tai64n.pack(wall - PAST_STAMP):
-            raise RemoteProtocolError("login_stamp_old")
-
-    def _debit_of(self, request: LoginRequest) -> Debit:
-        """Return whose bucket a login is for; all names that are no account share one."""
-        if request.user not in self._users:
-            return Debit(None, None)
-        peer = self._peers.get((request.user, request.device))
-        since = tai64n.pack(self._wall_clock() - KNOWN_TIME)
-        known = peer is not None and peer.stamp_seen >= since
-        return Debit(request.user, request.device if known else None)
-
-    def _check_key(self, request: LoginRequest, message: bytes, debit: Debit, now: float) -> None:
-        """Step 8."""
-        if not hmac.compare_digest(request.public_key, self._users.get(request.user, _NO_KEY)):
-            self._admission.remember_wrong(message)
-            self._admission.guessed_wrong(debit, now)
-            raise RemoteProtocolError("login_wrong")
 
     def _authenticated(
         self, peer: ServerPeer, session: Session, endpoint: Endpoint, data: bool, now: float
@@ -574,10 +510,12 @@ class VPNServer(VPNCore[ServerPeer]):
             peer.stamp_seen = self._stamps.pop((user, device), b"")
         return peer
 
-    def _stamp_seen(self, user: str, device: bytes) -> bytes:
-        """Return the highest stamp of a right login of a device, empty for a stranger."""
+    def _seen(self, user: str, device: bytes) -> tuple[bytes, bool]:
+        """Return the highest stamp of a right login of a device, and whether there is a peer."""
         peer = self._peers.get((user, device))
-        return peer.stamp_seen if peer is not None else self._stamps.get((user, device), b"")
+        if peer is None:
+            return self._stamps.get((user, device), b""), False
+        return peer.stamp_seen, True
 
     def _say_bye(self, peer: ServerPeer, reason: control.ByeReason, now: float) -> None:
         if peer.current is not None:
