@@ -220,10 +220,17 @@ def read_published(path: Path) -> Run:
 
     :raises ValueError: it is not one.
     """
-    text = _json(path)
-    return Run(
-        read_rows(text["results"], str(path)), read_rows(text["micro"], str(path)), text["lab"]
-    )
+    return parse_published(_text(path), str(path))
+
+
+def parse_published(text: str, where: str) -> Run:
+    """The same, from its text."""
+    content = _parsed(text, where)
+    try:
+        results, micro, lab = content["results"], content["micro"], content["lab"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{where}: {error!r}") from None
+    return Run(read_rows(results, where), read_rows(micro, where), lab)
 
 
 def to_publish(run: Run) -> str:
@@ -248,9 +255,18 @@ def to_publish(run: Run) -> str:
 
 
 def _json(path: Path) -> Any:
+    return _parsed(_text(path), str(path))
+
+
+def _text(path: Path) -> str:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; make bench writes it") from None
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None

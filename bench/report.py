@@ -25,6 +25,7 @@ from measured import (
     Row,
     Run,
     duration,
+    parse_published,
     ratio,
     read_directory,
     read_published,
@@ -48,6 +49,8 @@ PLOTTED = ("tcp-1", "udp-64")
 #: What reStructuredText would take for markup in text that others wrote.
 RST_MARKUP = re.compile(r"[\\*`|_]")
 
+#: A median of fewer says nothing.
+LEAST_ROUNDS = 3
 VERDICTS = {True: "met", False: "NOT MET", None: "not measured"}
 
 BEGIN, END = ".. figures begin", ".. figures end"
@@ -226,6 +229,8 @@ def rst(run: Run) -> str:
     rounds = max((len(row.rounds) for row in run.rows), default=0)
     date = run.lab.get("date", "")
     parts = [
+        "Figures\n=======\n",
+        f".. image:: {PLOT}\n   :alt: TCP and UDP throughput of each system, as bars\n",
         f"Measured{' ' + date if date else ''}; medians of {rounds} rounds, in brackets the least"
         " and the most of them. A dash: not measured.\n",
         rst_table(machine_table(run)),
@@ -239,7 +244,7 @@ def rst(run: Run) -> str:
         ("How many times better", ratio_table(run)),
         ("Gates", verdicts_table(run, "gate")),
         ("Aims", verdicts_table(run, "aim")),
-        ("Parts of the core", micro_table(run)),
+        ("One by one", micro_table(run)),
     ):
         if table:
             parts += [f"{heading}\n{'-' * len(heading)}\n", rst_table(table)]
@@ -255,7 +260,7 @@ def with_figures(text: str, tables: str) -> str:
         raise ValueError(f"benchmarks.rst: not one line {BEGIN!r} and one {END!r}")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n\n{tables}\n{END}{after}"
 
 
 # -- HTML ---------------------------------------------------------------------------------------
@@ -322,13 +327,23 @@ def write(directory: Path, run: Run | None = None) -> Path:
 
 
 def publish(run: Run, docs: Path = DOCS) -> None:
-    """Put the run's figures, tables and plot into the documents."""
+    """Put the run's figures, tables and plot into the documents.
+
+    :raises ValueError: it is a run that was cut short, or the document has not its two marks.
+    """
+    if max((len(row.rounds) for row in run.rows), default=0) < LEAST_ROUNDS:
+        raise ValueError(f"a run of less than {LEAST_ROUNDS} rounds is not published")
     document = docs / "benchmarks.rst"
-    text = with_figures(document.read_text(encoding="utf-8"), rst(run))
-    (docs / PUBLISHED.name).write_text(to_publish(run), encoding="utf-8")
-    # From what was published, so that a later run of --rst on it says the same.
-    (docs / PLOT).write_text(throughput(read_published(docs / PUBLISHED.name)), encoding="utf-8")
-    document.write_text(text, encoding="utf-8")
+    text = to_publish(run)
+    # From what is published, so that the documents and it say the same to the last digit.
+    run = parse_published(text, PUBLISHED.name)
+    pages = {
+        document: with_figures(document.read_text(encoding="utf-8"), rst(run)),
+        docs / PUBLISHED.name: text,
+        docs / PLOT: throughput(run),
+    }
+    for path, content in pages.items():
+        path.write_text(content, encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:

@@ -150,6 +150,13 @@ class ReportTests(SynchronousTestCase):
         self.assertIn(report.rst(published), seen[0])
         self.assertEqual(published.rows, self.run_.rows)
 
+    def test_short_run(self) -> None:
+        """A run of two rounds, made while developing, does not get into the documents."""
+        rows = tuple(row._replace(rounds=row.rounds[:2]) for row in self.run_.rows)
+        with self.assertRaisesRegex(ValueError, "less than 3 rounds"):
+            report.publish(self.run_._replace(rows=rows), self.directory)
+        self.assertFalse((self.directory / "benchmarks.json").exists())
+
     def test_marks(self) -> None:
         """A document without the two marks is refused, not overwritten."""
         for text in ("", ".. figures begin\n", ".. figures end\n.. figures end\n"):
@@ -189,6 +196,18 @@ class ReportTests(SynchronousTestCase):
             (1234.5, "1,234"),
         ):
             self.assertEqual(measured.three_digits(value), text)
+
+    def test_documents(self) -> None:
+        """docs/ has the tables and the plot of the run in docs/benchmarks.json, or none at all."""
+        docs = ROOT / "docs"
+        text = (docs / "benchmarks.rst").read_text(encoding="utf-8")
+        if not report.PUBLISHED.exists():
+            self.assertIn(f"{report.BEGIN}\n{report.END}\n", text)
+            self.assertFalse((docs / report.PLOT).exists())
+            return
+        run = measured.read_published(report.PUBLISHED)
+        self.assertEqual(report.with_figures(text, report.rst(run)), text)
+        self.assertEqual((docs / report.PLOT).read_text(encoding="utf-8"), report.throughput(run))
 
     def test_durations(self) -> None:
         """Times of the parts are shown in the unit in which they can be read."""
