@@ -152,12 +152,12 @@ def _transports(version: int, protocol: int) -> Iterator[tuple[str, Make]]:
                 change=byte(place, other),
             )
             yield f"{which} says {other}, gso_size {size}", make
-        for nibble in (0, 1, 5, 7, 15):
-            change = byte(0, nibble << 4 | 5)
+        for first in (0x00, 0x05, 0x15, 0x40, 0x44, 0x50, 0x55, 0x5F, 0x70, 0xF5):
+            change = byte(0, first)
             make = piece(
                 version, protocol, index=index, size=size, there=size or 300, change=change
             )
-            yield f"{which}, version {nibble}, gso_size {size}", make
+            yield f"{which}, first byte of IP {first:#x}, gso_size {size}", make
 
 
 def _ipv4(protocol: int) -> Iterator[tuple[str, Make]]:

@@ -190,6 +190,10 @@ class Flow:
         virtio = Virtio(NEEDS_CSUM, kind, self.size, size, self.transport, self.checksum_offset)
         return virtio.pack() + self.packet(payload)
 
+    def finished(self, payload: bytes) -> bytes:
+        """A packet with all its checksums."""
+        return _finished(self.packet(payload), self.transport, self.checksum_offset)
+
     def unfinished(self, payload: bytes) -> bytes:
         """What the TUN reads of one packet whose checksum is not finished."""
         virtio = Virtio(NEEDS_CSUM, 0, 0, 0, self.transport, self.checksum_offset)

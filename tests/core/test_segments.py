@@ -548,6 +548,94 @@ class Unfinished(SynchronousTestCase):
         self.assertEqual(len(segments.lone(frame)), len(packet))
 
 
+class Alike(SynchronousTestCase):
+    """Unfinished UDP packets of one flow and size, which go to the TUN in one write."""
+
+    def both(self, flows: list[Flow], sizes: list[int], padding: int = 0) -> list[list[bytes]]:
+        """What each write becomes, of packets that are sent one behind the other."""
+        payloads = [octets(size, seed) for seed, size in enumerate(sizes)]
+        frames = [of.unfinished(payload) for of, payload in zip(flows, payloads, strict=True)]
+        plaintexts = [segments.lone(frame) + bytes(padding) for frame in frames]
+        written = [model.cut_by_kernel(frame) for frame in received(plaintexts)]
+        packets = [packet for cut in written for packet in cut]
+        self.assertEqual(len(packets), len(frames))
+        for packet, of, payload in zip(packets, flows, payloads, strict=True):
+            model.check(packet)
+            expected = of.finished(payload)
+            # The identification means nothing in what is not to be fragmented (RFC 6864, 4.1).
+            if of.source.version == 4 and of.df:
+                packet, expected = (
+                    packet[:4] + packet[6:10] + packet[12:],
+                    (expected[:4] + expected[6:10] + expected[12:]),
+                )
+            self.assertEqual(packet, expected)
+        return written
+
+    @given(
+        st.sampled_from([4, 6]),
+        st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0, 1, 64, 65]), st.booleans())),
+        st.integers(0, 20),
+    )
+    @settings(deadline=None, max_examples=200)
+    def test_any(self, version: int, kinds: list[tuple[int, int, bool]], padding: int) -> None:
+        """Whatever comes behind whatever, each leaves the kernel as it was, in its place."""
+        flows = [
+            flow(version, UDP, tos=tos, df=df, identification=number * 7777 % 65_536)
+            for number, (tos, _, df) in enumerate(kinds)
+        ]
+        self.both(flows, [size for _, size, _ in kinds], padding)
+
+    def test_joined(self) -> None:
+        """Those alike are one write, up to 64 of them and the longest IP packet."""
+        for version in (4, 6):
+            of = flow(version, UDP)
+            for count, size, runs in (
+                (2, 100, [2]),
+                (64, 9, [64]),
+                (65, 9, [64, 1]),
+                (130, 9, [64, 64, 2]),
+                (50, 1400, [46, 4]),
+                (3, 40_000, [1, 1, 1]),
+                (2, 0, [1, 1]),
+            ):
+                written = self.both([of] * count, [size] * count)
+                self.assertEqual([len(cut) for cut in written], runs, (count, size))
+            self.assertEqual(len(self.both([of] * 2, [100, 100], padding=9)), 1)
+
+    def test_apart(self) -> None:
+        """What differs in any other field, or may be fragmented, or is TCP, stays a write each."""
+        here, there = ADDRESSES[4]
+        four, six = flow(4, UDP), flow(6, UDP)
+        for one, other in (
+            (four, evolve(four, tos=1)),
+            (four, evolve(four, df=False)),
+            (evolve(four, df=False), evolve(four, df=False)),
+            (four, evolve(four, source=there)),
+            (four, evolve(four, destination=here)),
+            (four, six),
+            (six, evolve(six, tos=1)),
+            (six, evolve(six, destination=six.source)),
+            (four, flow(4)),
+            (flow(4), flow(4)),
+            (flow(6), flow(6)),
+            (evolve(four, ip_options=bytes(20)), evolve(four, ip_options=bytes(20))),
+            (evolve(four, ip_options=bytes(4)), evolve(four, ip_options=bytes(4))),
+        ):
+            self.assertEqual(len(self.both([one, other], [100, 100])), 2, (one, other))
+        self.assertEqual(len(self.both([four, four], [100, 99])), 2)
+        self.assertEqual(len(self.both([four, four], [100, 100])), 1)  # control
+
+    def test_other_ports(self) -> None:
+        """A port, or a checksum field, that differs makes another flow."""
+        frame = flow(6, UDP).unfinished(octets(100))
+        plaintext = segments.lone(frame)
+        for place in range(44, 52):
+            wrong = bytearray(plaintext)
+            wrong[place] ^= 1
+            self.assertEqual(segments.join([plaintext, bytes(wrong)], 0).packets, 1, place)
+        self.assertEqual(segments.join([plaintext, plaintext], 0).packets, 2)  # control
+
+
 class TheOracle(SynchronousTestCase):
     """The oracle finds what it is for."""
 

@@ -126,6 +126,24 @@ class Kernel(SynchronousTestCase):
             (expected,) = model.segments_of(plain.packet(payload[:1000]), 2000)
             self.assertEqual(self.read(1), [hop(expected)])
 
+    def test_alike(self) -> None:
+        """UDP packets that are written as one leave as they were, but for what counts them."""
+        for version in (4, 6):
+            flow = Flow(*ENDS[version], UDP, identification=65_530)
+            payloads = [bytes([number]) * 300 for number in range(20)]
+            run = segments.join([segments.lone(flow.unfinished(each)) for each in payloads], 0)
+            self.assertEqual(run.packets, 20)
+            self.write(run.frame)
+            counted = [
+                evolve(flow, identification=(65_530 + number) % 65_536) for number in range(20)
+            ]
+            expected = [
+                hop(packet)
+                for each, payload in zip(counted, payloads, strict=True)
+                for packet in model.segments_of(each.packet(payload), 300)
+            ]
+            self.assertEqual(self.read(20), expected)
+
     def test_hostile(self) -> None:
         """Whatever a peer sends, what join makes of it the kernel takes: no write is refused."""
         written = 0
