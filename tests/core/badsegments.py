@@ -207,6 +207,11 @@ def _tcp() -> Iterator[tuple[str, Make]]:
                     f"IPv{version}, flags {flags:#x} with index {index} of 3",
                     piece(version, index=index, flags=flags),
                 )
+            for index in (0, 1):
+                yield (
+                    f"IPv{version}, flags {flags:#x} with index {index} of 2",
+                    piece(version, index=index, flags=flags, total=101),
+                )
 
 
 def rows() -> Iterator[Row]:
