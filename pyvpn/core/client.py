@@ -371,8 +371,8 @@ class VPNClient(VPNCore[Peer]):
     ) -> None:
         peer.last_heard = now
         self._liveness.any_authenticated_packet_received()
-        if data:
-            peer.keepalive.data_received(now)
+        if data and peer.keepalive.data_received(now):
+            self._due(peer.keepalive.due)
         if (
             session is peer.current
             and now - session.created >= REKEY_ON_RECEIVE_TIME
@@ -550,8 +550,8 @@ class VPNClient(VPNCore[Peer]):
 
     def _sent(self, peer: Peer, data: bool, now: float) -> None:
         peer.keepalive.any_authenticated_packet_sent()
-        if data:
-            self._liveness.answer_expected(now)
+        if data and self._liveness.answer_expected(now):
+            self._due(self._liveness.due)
         session = peer.current
         if session is None or not self.running:
             return
@@ -581,7 +581,7 @@ class VPNClient(VPNCore[Peer]):
             (self._liveness.due if session is not None else NEVER, "liveness"),
             (self.hub.keepalive.due if session is not None else NEVER, "keepalive"),
         )
-        return None if when == NEVER else (when, reason)
+        return self._tell_timer(when, reason)
 
     def handle_timer(self, now: float) -> None:
         if self._retry_due <= now:

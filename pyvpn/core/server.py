@@ -242,6 +242,7 @@ class VPNServer(VPNCore[ServerPeer]):
         # The queue of timers is not asked for each packet: among 10,000 peers that costs 0.2 µs.
         if data and peer.keepalive.data_received(now):
             self._timers.arm(peer, peer.keepalive.due)
+            self._due(peer.keepalive.due)
 
     def _confirm(self, peer: ServerPeer, session: Session, now: float) -> None:
         """Make *next* current: the client has shown that it received our answer."""
@@ -270,6 +271,7 @@ class VPNServer(VPNCore[ServerPeer]):
         if peer.mailbox is not None:
             self._mail.put(peer.mailbox, frames, now)
             self._timers.arm(peer, peer.mailbox.due)
+            self._due(peer.mailbox.due)
             return []
         if peer.hold_due != NEVER:
             self._stage(peer, frames, now)
@@ -299,6 +301,7 @@ class VPNServer(VPNCore[ServerPeer]):
         ):
             return False
         self._relayed.setdefault(target, []).extend(plaintexts)
+        self._timer_known = False
         return True
 
     def datagrams_to_send(self, now: float) -> list[Burst]:
@@ -575,7 +578,7 @@ class VPNServer(VPNCore[ServerPeer]):
 
     def next_timer(self) -> tuple[float, str] | None:
         when, reason = min((self._timers.next(), "peer"), (self._admission.probe_due, "load"))
-        return None if when == NEVER else (when, reason)
+        return self._tell_timer(when, reason)
 
     def handle_timer(self, now: float) -> None:
         self._admission.woken(now)

@@ -58,10 +58,12 @@ class LivenessTimer:
         self._since = NEVER
         self._step = 0
 
-    def answer_expected(self, now: float) -> None:
-        """Call when data or a poll was sent."""
-        if self._since == NEVER:
-            self._since = now
+    def answer_expected(self, now: float) -> bool:
+        """Call when data or a poll was sent; True: ``due`` is new."""
+        if self._since != NEVER:
+            return False
+        self._since = now
+        return True
 
     def any_authenticated_packet_received(self) -> None:
         """Call when anything authentic arrived."""

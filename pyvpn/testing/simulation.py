@@ -189,15 +189,33 @@ class Node:
 
     def send_frames(self, *frames: bytes) -> None:
         """Let the machine's kernel send frames, virtio header and packet each, in one turn."""
+        before = self.core.next_timer()
         self._transmit(self.core.packets_from_tun(list(frames), self.simulation.now))
+        self._check_settled(before)
         self.drain()
 
     def hear(self, buffer: bytes, size: int, source: Endpoint) -> None:
         """Take a run of datagrams of one sender."""
-        for frame in self.core.datagrams_received(buffer, size, source, self.simulation.now):
+        before = self.core.next_timer()
+        frames = self.core.datagrams_received(buffer, size, source, self.simulation.now)
+        self._check_settled(before)
+        for frame in frames:
             self.written.append(b"".join(frame))
             self.received.append(self.written[-1][len(VIRTIO) :])
         self.drain()
+
+    def _check_settled(self, before: tuple[float, str] | None) -> None:
+        """A core that calls itself settled has nothing to send or tell, and no nearer deadline.
+
+        :raises AssertionError: it has.
+        """
+        if not self.core.settled():
+            return
+        after = self.core.next_timer()
+        assert after is None or (before is not None and after[0] >= before[0]), (before, after)
+        assert not self.core.datagrams_to_send(self.simulation.now), "settled, with datagrams"
+        assert not self.core.frames_to_write(), "settled, with frames"
+        assert self.core.next_event() is None, "settled, with events"
 
     def due(self) -> float | None:
         """When the core wants its timer."""

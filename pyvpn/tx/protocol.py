@@ -35,6 +35,8 @@ class Core(Protocol):
 
     def handle_timer(self, now: float) -> None: ...
 
+    def settled(self) -> bool: ...
+
     def frames_to_write(self) -> list[list[Buffer]]: ...
 
     def next_event(self) -> object | None: ...
@@ -112,7 +114,8 @@ class VPNProtocol(DatagramProtocol):
             if bursts:
                 self.udp.writeBursts(bursts)
         finally:
-            self.transmit(now)
+            if not self.core.settled():
+                self.transmit(now)
 
     def burstReceived(self, buffer: Buffer, size: int, endpoint: UDPEndpoint) -> None:
         """Datagrams of one sender; what they call for leaves at :meth:`turnEnded`."""
@@ -122,7 +125,8 @@ class VPNProtocol(DatagramProtocol):
 
     def turnEnded(self) -> None:
         """The UDP port has handed over all of this turn."""
-        self.transmit()
+        if not self.core.settled():
+            self.transmit()
         self.tun.readNow()
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:

@@ -44,7 +44,12 @@ def holdings(case: Case) -> list[object]:
     if case.for_hub:
         hub = case.hub.core
         held.append({holder: _peer(peer) for holder, peer in hub._peers.items()})
-        held += [dict(hub._stamps), dict(hub._logins.users), dict(case.hub.disk), len(hub._undecided)]
+        held += [
+            dict(hub._stamps),
+            dict(hub._logins.users),
+            dict(case.hub.disk),
+            len(hub._undecided),
+        ]
     else:
         client = case.client.core
         held += [client.state, client._attempt, client._pending, _peer(client.hub)]

@@ -32,6 +32,8 @@ class FakeCore:
         self.to_send: deque[list[Burst]] = deque()
         self.events: deque[object] = deque()
         self.timer: float | None = None
+        self.to_write: list[list[list[Any]]] = []
+        self.rests = False
         self.fail = ""
 
     def _called(self, name: str, *arguments: Any) -> None:
@@ -60,7 +62,10 @@ class FakeCore:
         self.timer = None
 
     def frames_to_write(self) -> list[list[Any]]:
-        return []
+        return self.to_write.pop(0) if self.to_write else []
+
+    def settled(self) -> bool:
+        return self.rests
 
     def next_event(self) -> object | None:
         return self.events.popleft() if self.events else None
@@ -138,6 +143,22 @@ class ProtocolTests(SynchronousTestCase):
         self.far_sends(b"datagram")
         self.udp.doRead()
         self.assertEqual(len(self.core.calls), 3, "the control: nothing was written")
+
+    def test_a_settled_core(self) -> None:
+        """A core that says it has nothing to send or time is not asked for it; otherwise it is."""
+        for rests, expected in ((True, []), (False, [b"control"])):
+            self.core.rests = rests
+            self.core.to_send.append([burst_of(self.to_far, [b"control"])])
+            self.device.inject(b"packet")
+            self.reactor.settle()
+            self.assertEqual(self.far_received(), expected)
+            self.core.to_send.clear()
+
+    def test_answers_to_our_own_kernel(self) -> None:
+        """What the core has to say to the own TUN is written there."""
+        self.core.to_write.append([[VIRTIO_HEADER, b"too big"]])
+        self.protocol.transmit()
+        self.assertEqual(self.device.written, [VIRTIO_HEADER + b"too big"])
 
     def test_datagrams(self) -> None:
         """A run of datagrams is one call; its frames go to the TUN, answers back once."""

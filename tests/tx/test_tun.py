@@ -93,7 +93,7 @@ class KernelTUNWorld:
         self.namespace = Namespace()
         test.addCleanup(self.namespace.close)
         with self.namespace.inside():
-            self.device = open_tun("leamit0")
+            self.device = open_tun("leamit0", offload=False)
             self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         test.addCleanup(self.socket.close)
         self.namespace.ip(f"address add {HERE}/24 dev leamit0")
