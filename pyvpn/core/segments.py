@@ -12,8 +12,9 @@ seals.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Final, NamedTuple, TypeAlias
 
 from pyvpn.core.burst import Buffer
 from pyvpn.core.ippacket import checksum
@@ -70,17 +71,9 @@ _ALIKE6 = struct.Struct("=52s")
 BAD_SEGMENT: Final = "segment_malformed"
 
 
-class Headers(NamedTuple):
-    """Where the headers of a TCP or UDP packet lie.
-
-    ``ip`` bytes of IP header, ``all`` bytes with the transport's, ``total`` bytes of IP packet as
-    the header declares them.
-    """
-
-    ip: int
-    all: int
-    total: int
-    protocol: int
+#: Where the headers of a TCP or UDP packet lie: bytes of IP header, of all headers, of the packet
+#: as its IP header declares it, and the protocol. (A plain tuple: a named one takes 0.3 µs more.)
+Headers: TypeAlias = tuple[int, int, int, int]
 
 
 def headers(packet: Buffer, at: int) -> Headers | None:
@@ -118,7 +111,7 @@ def headers(packet: Buffer, at: int) -> Headers | None:
         return None
     if end > have or end > total:
         return None
-    return Headers(ip, end, total, protocol)
+    return ip, end, total, protocol
 
 
 # -- sending ------------------------------------------------------------------------------------
@@ -164,16 +157,15 @@ def split(frame: bytes, room: int) -> list[bytes]:
 def _pieces(head: bytes, payload: memoryview, size: int) -> list[bytes]:
     """Return the segment frames of one super-packet that is within the bounds.
 
-    Nanoseconds a piece of 1,364 bytes (Python 3.11): 130; a slice and a join of its own for each
-    take 230.
+    Nanoseconds a piece of 1,384 bytes (Python 3.11): 210. Taken apart by one struct.unpack it is
+    180, but that copies twice, and in traffic it is 2 % slower.
     """
     rest = _GSO_SIZE.pack(size) + head
-    full = len(payload) // size * size
+    count = len(payload) // size
+    full = count * size
     plaintexts = [
-        first + rest + piece
-        for first, (piece,) in zip(
-            _FIRST, struct.iter_unpack(f"{size}s", payload[:full]), strict=False
-        )
+        first + rest + payload[at : at + size]
+        for first, at in zip(_FIRST, range(0, full, size), strict=False)
     ]
     if full < len(payload):
         last = _FIRST[len(plaintexts)] + rest + payload[full:]
@@ -186,8 +178,9 @@ def _parts(
     frame: bytes, found: Headers, size: int, most: int
 ) -> Iterator[tuple[bytes, memoryview]]:
     """Yield headers and payload of super-packets of ``most`` pieces at most that are as good."""
-    payload = memoryview(frame)[VIRTIO_SIZE + found.all :]
-    head = frame[VIRTIO_SIZE : VIRTIO_SIZE + found.all]
+    end = VIRTIO_SIZE + found[1]
+    payload = memoryview(frame)[end:]
+    head = frame[VIRTIO_SIZE:end]
     for begin in range(0, len(payload), size * most):
         part = payload[begin : begin + size * most]
         last = begin + len(part) == len(payload)
@@ -215,7 +208,7 @@ def complete(frame: bytes, room: int) -> list[bytes]:
     places = 20 <= least <= start and start + offset + 2 <= end < len(packet) <= MOST_BYTES
     if not (size and places):
         raise LocalProtocolError(f"virtio header with csum_start {start}, gso_size {size}")
-    found = Headers(start, end, len(packet), protocol)
+    found = (start, end, len(packet), protocol)
     packets = []
     for begin in range(0, len(packet) - end, size):
         piece = packet[end + begin : end + begin + size]
@@ -280,7 +273,7 @@ def cost(frame: bytes, room: int) -> tuple[int, int]:
         return 1, size + min(-size & 15, max(room + prefix - size, 0))
     (size,) = _VIRTIO_GSO_SIZE.unpack_from(frame, 4)
     found = headers(frame, VIRTIO_SIZE)
-    end = found.all if found else _IPV6_HEADER + _TCP_HEADER
+    end = found[1] if found else _IPV6_HEADER + _TCP_HEADER
     payload = max(len(frame) - VIRTIO_SIZE - end, 0)
     count = -(-payload // max(min(size, room - end), 1))
     return count, count * (PREFIX_SIZE + end) + payload + 15
@@ -298,7 +291,7 @@ def _headers_of(
     the pseudo-header.
     """
     new = bytearray(head)
-    ip, end = found.ip, found.all
+    ip, end, _, protocol = found
     total = end + payload
     if new[0] >> 4 == 4:
         addresses = new[12:20]
@@ -311,7 +304,7 @@ def _headers_of(
     else:
         addresses = new[8:40]
         _U16.pack_into(new, 4, total - _IPV6_HEADER)
-    if found.protocol == TCP:
+    if protocol == TCP:
         field = ip + 16
         if index:
             (sequence,) = _U32.unpack_from(new, ip + 4)
@@ -322,7 +315,7 @@ def _headers_of(
     else:
         field = ip + 6
         _U16.pack_into(new, ip + 4, total - ip)
-    pseudo = int.from_bytes(addresses, "big") + found.protocol + total - ip
+    pseudo = int.from_bytes(addresses, "big") + protocol + total - ip
     _U16.pack_into(new, field, pseudo % 0xFFFF)
     return new
 
@@ -382,7 +375,8 @@ def join(plaintexts: list[bytes], start: int) -> Run:
         raise RemoteProtocolError(BAD_SEGMENT)
     ends = following == count
     payload = (total - end if ends else following * size) - index * size
-    head = _headers_of(first[PREFIX_SIZE : PREFIX_SIZE + end], found, index, size, payload, ends)
+    whole = first[PREFIX_SIZE : PREFIX_SIZE + end]
+    head = _headers_of(whole, found, index, size, payload, ends)
     if taken == 1:
         kind = size = GSO_NONE
     elif protocol == UDP:
@@ -391,6 +385,12 @@ def join(plaintexts: list[bytes], start: int) -> Run:
         kind = GSO_TCPV4 if head[0] < 0x50 else GSO_TCPV6
     virtio = _VIRTIO.pack(NEEDS_CSUM, kind, end, size, ip, 16 if protocol == TCP else 6)
     return Run([virtio, head, *pieces], taken, taken * end + payload)
+
+
+@lru_cache(maxsize=64)
+def _piece_layout(body: int, size: int) -> Callable[[bytes], tuple[bytes, bytes, bytes]]:
+    """Return what takes a segment frame apart: kind and index, the rest before the piece, that."""
+    return struct.Struct(f"2s{body - 2}s{size}s").unpack
 
 
 def _follow(
@@ -406,20 +406,21 @@ def _follow(
     rest = first[2:body]
     pieces: list[bytes] = []
     following = index
-    # All of full length at once, as mostly. Nanoseconds a piece of 1,364 bytes: 190, of which the
+    # All of full length at once, as mostly. Nanoseconds a piece of 1,384 bytes: 190, of which the
     # copy is 60; the loop below takes 330.
-    run = plaintexts[start : start + count - 1 - index]
-    if len(run) > 1 and len(run[0]) == len(run[-1]) == body + size:
+    room = count - 1 - index if tail < size else count - index
+    run = plaintexts[start : start + room]
+    if len(run) > 1 and len(first) == len(run[-1]) == body + size:
         try:
-            firsts, rests, found = zip(
-                *map(struct.Struct(f"2s{body - 2}s{size}s").unpack, run), strict=True
-            )
+            firsts, rests, found = zip(*map(_piece_layout(body, size), run), strict=True)
         except struct.error:
             pass  # one of them is shorter
         else:
             if rests.count(rest) == len(run) and firsts == _FIRST[index : index + len(run)]:
                 pieces = list(found)
                 following += len(pieces)
+                if following == count:
+                    return pieces, following
     for plaintext in plaintexts[start + len(pieces) :]:
         if following == count or not plaintext.startswith(_FIRST[following] + rest):
             break
@@ -467,11 +468,12 @@ def _alike(plaintexts: list[bytes], start: int, found: Headers) -> list[bytes]:
     only with DF set, where it means nothing (RFC 6864, 4.1).
     """
     first = plaintexts[start]
-    size = found.total - found.all
-    most = min(MOST_UDP_PIECES, (MOST_BYTES - found.all) // size) if size else 1
-    if found.ip == _IPV6_HEADER and first[PREFIX_SIZE] >= 0x60:
+    ip, end, total, _ = found
+    size = total - end
+    most = min(MOST_UDP_PIECES, (MOST_BYTES - end) // size) if size else 1
+    if ip == _IPV6_HEADER and first[PREFIX_SIZE] >= 0x60:
         same = _ALIKE6
-    elif found.ip == _IPV4_HEADER and first[PREFIX_SIZE + 6] & 0x40:
+    elif ip == _IPV4_HEADER and first[PREFIX_SIZE + 6] & 0x40:
         same = _ALIKE4
     else:
         most = 1

@@ -126,25 +126,25 @@ class VPNCore(ABC, Generic[P]):
             else:
                 self._take_handshake(buffer, endpoint, now)
             return frames
-        # All datagrams of full length in one call: 150 ns each, a loop takes 400.
-        end = total - total % size
-        layout = f"<8sQ{size - HEADER_SIZE}s"
-        heads, numbers, sealed = zip(*struct.iter_unpack(layout, buffer[:end]), strict=True)
-        last = buffer[end:]
+        # All datagrams of full length in one call: 80 ns each, a loop takes 400.
+        full = total // size
+        layout = "<" + f"8sQ{size - HEADER_SIZE}s" * full
+        fields = struct.unpack(layout, buffer[: full * size])
+        last = buffer[full * size :]
         if len(last) >= OVERHEAD:
-            head, counter, body = struct.unpack(f"<8sQ{len(last) - HEADER_SIZE}s", last)
-            heads, numbers, sealed = (*heads, head), (*numbers, counter), (*sealed, body)
+            fields += struct.unpack(f"<8sQ{len(last) - HEADER_SIZE}s", last)
             last = b""
+        heads, numbers, sealed = fields[::3], fields[1::3], fields[2::3]
         place, count = 0, len(heads)
         while place < count:
             head = heads[place]
-            stop = place + 1
-            if heads.count(head) == count:
-                stop = count
-            kind, index = _START.unpack(head)
-            if kind == TYPE:
+            stop = count
+            if heads.count(head) != count:
+                stop = place + 1
                 while stop < count and heads[stop] == head:
                     stop += 1
+            kind, index = _START.unpack(head)
+            if kind == TYPE:
                 self._transport_received(
                     numbers[place:stop], sealed[place:stop], index, endpoint, now, frames
                 )
@@ -313,9 +313,13 @@ class VPNCore(ABC, Generic[P]):
         """Sort authentic plaintexts by their first nibble (docs/protocol.rst, "Inner packets")."""
         lookup, source, length_of = self._allowed.lookup, ippacket.source, ippacket.length
         relaying = self._relaying
-        octets = packets = following = 0
-        for place, plaintext in enumerate(plaintexts):
-            if place < following or not plaintext:
+        octets = packets = place = 0
+        following, count = 0, len(plaintexts)
+        while following < count:
+            place = following
+            following += 1
+            plaintext = plaintexts[place]
+            if not plaintext:
                 continue
             nibble = plaintext[0] >> 4
             if nibble == 0:
