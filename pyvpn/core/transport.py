@@ -32,6 +32,11 @@ _HEADER = struct.Struct("<IIQ")
 _NONCE = struct.Struct("<4xQ")
 
 
+def datagrams_a_send(plaintext: int) -> int:
+    """Return how many datagrams with so many bytes of plaintext one send takes."""
+    return max(min(BURST_DATAGRAMS, BURST_BYTES // (plaintext + OVERHEAD)), 1)
+
+
 class Session:
     """The symmetric keys of one completed handshake.
 
@@ -126,8 +131,7 @@ class Session:
         start, count = 0, len(sizes)
         while start < count:
             size = sizes[start]
-            stop = min(start + min(BURST_DATAGRAMS, BURST_BYTES // (size + OVERHEAD)), count)
-            stop = max(stop, start + 1)
+            stop = min(start + datagrams_a_send(size), count)
             if sizes[start:stop].count(size) != stop - start:
                 stop = next(place for place in range(start, stop) if sizes[place] != size)
                 if sizes[stop] < size:  # a shorter one can be the last

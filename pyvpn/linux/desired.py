@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from attrs import field, frozen
-
-#: What both services wish for their TUN, see :class:`Link`.
-GSO_MAX_SEGS: Final[int | None] = None
 
 
 @frozen

@@ -29,10 +29,12 @@ from pyvpn.core.events import (
 )
 from pyvpn.core.login import LoginFlags, NetworkKeys, password_key
 from pyvpn.core.noise import KeyPair
+from pyvpn.core.segments import PREFIX_SIZE
+from pyvpn.core.transport import datagrams_a_send
 from pyvpn.core.vpncore import DEFAULT_INNER_MTU as INNER_MTU
 from pyvpn.errors import ConfigError
 from pyvpn.linux.cpu import wants_aes
-from pyvpn.linux.desired import GSO_MAX_SEGS, Address, Link, SystemState
+from pyvpn.linux.desired import Address, Link, SystemState
 from pyvpn.linux.preflight import ipv6_available, subnet_free
 from pyvpn.service import statistics
 from pyvpn.service.base import Surroundings, VPNService
@@ -308,7 +310,11 @@ class ClientService(VPNService):
         # Never less than 1280: the kernel would take the interface's IPv6 addresses away.
         most = min(config.mtu or LARGEST_MTU, self._config.mtu or LARGEST_MTU)
         mtu = min(most, self._mtu_found)
-        return SystemState(links=(Link(self._config.tun, mtu, tuple(addresses), GSO_MAX_SEGS),))
+        # A super-packet of our own kernel is then one send and one read, 44 pieces in place of 47 in
+        # two: 5 to 8 % of the processor time. Not on a hub: there super-packets come through that
+        # others have made, and the kernel cuts longer ones into single packets.
+        segments = datagrams_a_send(mtu + PREFIX_SIZE)
+        return SystemState(links=(Link(self._config.tun, mtu, tuple(addresses), segments),))
 
     def _broken(self, failure: Failure, doing: str) -> None:
         self._die(f"{doing} failed: {failure.getErrorMessage()}")

@@ -31,7 +31,7 @@ from pyvpn.core.server import (
 )
 from pyvpn.errors import AddressTaken, PoolExhausted, StoreError
 from pyvpn.linux.cpu import wants_aes
-from pyvpn.linux.desired import GSO_MAX_SEGS, Address, Link, SystemState
+from pyvpn.linux.desired import Address, Link, SystemState
 from pyvpn.linux.forwarding import hub_sysctls
 from pyvpn.linux.preflight import ipv6_available
 from pyvpn.service import statistics
@@ -155,7 +155,7 @@ class ServerService(VPNService):
     def _system_state(self) -> SystemState:
         addresses = [Address(interface) for interface in self._addresses()]
         return SystemState(
-            links=(Link(self._config.tun, self._config.mtu, tuple(addresses), GSO_MAX_SEGS),),
+            links=(Link(self._config.tun, self._config.mtu, tuple(addresses)),),
             sysctls=hub_sysctls(self._config.tun),
         )
 
