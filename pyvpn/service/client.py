@@ -310,9 +310,9 @@ class ClientService(VPNService):
         # Never less than 1280: the kernel would take the interface's IPv6 addresses away.
         most = min(config.mtu or LARGEST_MTU, self._config.mtu or LARGEST_MTU)
         mtu = min(most, self._mtu_found)
-        # A super-packet of our own kernel is then one send and one read, 44 pieces in place of 47 in
-        # two: 5 to 8 % of the processor time. Not on a hub: there super-packets come through that
-        # others have made, and the kernel cuts longer ones into single packets.
+        # A super-packet of our own kernel is then one send and one read, 44 pieces, not 47 in two:
+        # 5 to 8 % less processor time. Not on a hub: there super-packets come through that others
+        # have made, and the kernel cuts longer ones into single packets.
         segments = datagrams_a_send(mtu + PREFIX_SIZE)
         return SystemState(links=(Link(self._config.tun, mtu, tuple(addresses), segments),))
 

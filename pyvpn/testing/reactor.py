@@ -59,8 +59,10 @@ class MemoryReactor(VirtualClock):
         return list(self._writers.values())
 
     def turn(self) -> bool:
-        """Serve every descriptor that is ready once; whether there was any."""
-        busy = False
+        """Make the calls that are due, serve every descriptor that is ready once; whether any."""
+        busy = (due := self.next_due()) is not None and due <= self.rightNow
+        if busy:
+            super().advance(0)
         for fd in sorted({*self._readers, *self._writers}):
             device = self.network.descriptors.get(fd)
             if device is not None:

@@ -116,14 +116,10 @@ class UDPPortMixin:
         other.writeBursts([burst_of(self.to_hub(), [b"two"])])
         self.send(b"one")
         self.hub_port.startReading()
-        self.world.until(lambda: len(self.hub.bursts) == 3)
+        self.world.until(lambda: len(self.hub.bursts) == 2)
         self.assertEqual(
             [(buffer, endpoint.port) for buffer, _, endpoint in self.hub.bursts],
-            [
-                (b"one", self.client_port.localPort),
-                (b"two", other.localPort),
-                (b"one", self.client_port.localPort),
-            ],
+            [(b"oneone", self.client_port.localPort), (b"two", other.localPort)],
         )
 
     def test_two_addresses_asked_are_two_bursts(self) -> None:
@@ -134,19 +130,20 @@ class UDPPortMixin:
             self.send(address.encode().ljust(20), address=address)
         self.hub_port.startReading()
         self.world.until(lambda: len(self.client.datagrams()) == 4)
-        self.assertEqual(len(self.hub.bursts), 4)
-        for buffer, _, endpoint in self.client.bursts:
-            self.assertEqual(endpoint.host, buffer.decode().rstrip())
+        self.assertEqual(len(self.hub.bursts), 2)
+        for buffer, size, endpoint in self.client.bursts:
+            for start in range(0, len(buffer), size):
+                self.assertEqual(endpoint.host, buffer[start : start + size].decode().rstrip())
 
     def test_a_turn_is_bounded(self) -> None:
-        """A flood leaves room for timers: one turn takes 64 datagrams, then says that it ended."""
+        """A flood leaves room for timers: one turn takes its bound, then says that it ended."""
         self.hub_port.stopReading()
         sent = [b"%05d" % n for n in range(3 * TURN_DATAGRAMS)]
         self.send(*sent)
         self.hub.echo = False
         self.hub_port.doRead()
         self.assertEqual(self.hub.datagrams(), sent[:TURN_DATAGRAMS])
-        self.assertEqual(self.hub.calls, ["burst", "turn"])
+        self.assertEqual(self.hub.calls.index("turn"), len(self.hub.calls) - 1)
         self.hub_port.startReading()
         self.world.until(lambda: len(self.hub.datagrams()) == len(sent))
         self.assertEqual(self.hub.datagrams(), sent)

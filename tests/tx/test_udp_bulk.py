@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.testing.memory import MemorySocket
 from pyvpn.tx.endpoint import UDPEndpoint
-from pyvpn.tx.udp import BULK_BYTES, TURN_BYTES
+from pyvpn.tx.udp import ALONE_READS, BULK_BYTES, TURN_BYTES
 from tests.tx.worlds import (
     LoopbackWorld,
     MemoryWorld,
@@ -192,16 +192,20 @@ class JoiningTests(Ports):
             max_size=25,
         ),
         st.booleans(),
+        st.booleans(),
     )
     @settings(deadline=None, max_examples=60)
-    def test_any_schedule(self, schedule: list[tuple[int, int, int]], gro: bool) -> None:
-        """Every datagram goes up once, with its sender and its bytes, in the order it came."""
+    def test_any_schedule(
+        self, schedule: list[tuple[int, int, int]], gro: bool, alone: bool
+    ) -> None:
+        """Every datagram goes up once, with its bytes, in the order in which its sender sent it."""
         self.make_world = MemoryWorld
         world = MemoryWorld(self)
         if not gro:
             world.hosts["hub"].unknown.add((SOL_UDP, UDP_GRO))
         hub = Receiver()
         hub_port = world.port(self, hub, "hub", reading=False)
+        hub_port._reads_alone = ALONE_READS if alone else 0
         senders = [world.port(self, Receiver(), "client", pin_source=False) for _ in range(3)]
         expected = []
         for number, (who, size, count) in enumerate(schedule):
@@ -220,7 +224,13 @@ class JoiningTests(Ports):
             for buffer, size, endpoint in hub.bursts
             for start in range(0, len(buffer), size)
         ]
-        self.assertEqual(seen, expected)
+        for sender in senders:
+            port = sender.localPort
+            self.assertEqual(
+                [data for who, data in seen if who == port],
+                [data for who, data in expected if who == port],
+            )
+        self.assertEqual(len(seen), len(expected))
         self.assertEqual(hub_port.counters, {})
 
     def hears(self, change: Callable[[Any], Any], *runs: list[bytes]) -> None:

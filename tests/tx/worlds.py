@@ -253,4 +253,5 @@ def run_until(reactor: EPollReactor, condition: Callable[[], bool]) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"the condition does not hold after {PATIENCE} s")
-        reactor.doIteration(0.05)
+        reactor.runUntilCurrent()
+        reactor.doIteration(0.0 if reactor.getDelayedCalls() else 0.05)
