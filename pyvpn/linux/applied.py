@@ -14,7 +14,7 @@ from itertools import groupby
 
 from pyvpn.linux.journal import Journal, JournalError, JournalInUse, Record
 from pyvpn.linux.ledger import Ledger, sysctl_path
-from pyvpn.linux.steps import LinkInfo, LinkStep, Segments, Step, Sysctl, steps_to_drop
+from pyvpn.linux.steps import LinkInfo, LinkStep, Step, SuperPackets, Sysctl, steps_to_drop
 from pyvpn.linux.system import Completed, System, claim_pid
 
 _FAILED_LINE = re.compile(r"^Command failed -:(\d+)$", re.MULTILINE)
@@ -121,13 +121,13 @@ class AppliedState:
         log: list[str] = []
         for _, group in groupby(steps, key=_making):
             some = list(group)
-            must = [step for step in some if not isinstance(step, Sysctl | Segments)]
+            must = [step for step in some if not isinstance(step, Sysctl | SuperPackets)]
             log += self._make_on_links(must)
-            log += self._make_wishes([step for step in some if isinstance(step, Segments)])
+            log += self._make_wishes([step for step in some if isinstance(step, SuperPackets)])
             log += self._make_sysctls([step for step in some if isinstance(step, Sysctl)])
         return log
 
-    def _make_wishes(self, steps: Sequence[Segments]) -> list[str]:
+    def _make_wishes(self, steps: Sequence[SuperPackets]) -> list[str]:
         """Make what may fail, each in a command of its own; what fails is told and not tried again.
 
         An ip(8) that does not know a word ends there, whatever lines follow in its batch.
@@ -299,7 +299,7 @@ def repair_journal(path: str, system: System, ledger_directory: str) -> list[str
 
 def _making(step: Step) -> str:
     """How a step is made: steps of one way that follow each other are made together."""
-    return step.kind if isinstance(step, Sysctl | Segments) else "link"
+    return step.kind if isinstance(step, Sysctl | SuperPackets) else "link"
 
 
 def _is_sysctl(step: Step) -> bool:

@@ -25,14 +25,14 @@ class Address:
 class Link:
     """One TUN interface, up, with its MTU (bytes) and all of its addresses.
 
-    :ivar gso_max_segs: the most segments of a super-packet that the kernel hands to the interface,
-        None to leave that as it is. A wish: where ip(8) or the kernel refuses, the rest stands.
+    :ivar gso_max_size: bytes that the kernel's super-packets for the interface stay below, None to
+        leave that as it is. A wish: where ip(8) or the kernel refuses, the rest stands.
     """
 
     name: str
     mtu: int
     addresses: tuple[Address, ...] = ()
-    gso_max_segs: int | None = None
+    gso_max_size: int | None = None
 
 
 @frozen
@@ -66,7 +66,7 @@ class SystemState:
                         {"interface": address.interface, "peer": address.peer}
                         for address in link.addresses
                     ],
-                    "gso_max_segs": link.gso_max_segs,
+                    "gso_max_size": link.gso_max_size,
                 }
                 for link in self.links
             ],
@@ -85,7 +85,7 @@ class SystemState:
                     entry["name"],
                     entry["mtu"],
                     tuple(Address(one["interface"], one["peer"]) for one in entry["addresses"]),
-                    entry["gso_max_segs"],
+                    entry["gso_max_size"],
                 )
                 for entry in data["links"]
             ),

@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from pyvpn.linux.ledger import sysctl_path
-from pyvpn.linux.steps import MTU, AddressOn, Quiet, RouteVia, Segments, Step, Sysctl, Up
+from pyvpn.linux.steps import MTU, AddressOn, Quiet, RouteVia, Step, SuperPackets, Sysctl, Up
 from pyvpn.linux.system import System
 
 MAX_ENTRIES = 4096
@@ -22,8 +22,8 @@ MIN_MTU = 576
 MIN_MTU_IPV6 = 1280
 """RFC 8200, section 5; Linux removes the IPv6 addresses of a link with less."""
 MAX_MTU = 65535
-MAX_SEGMENTS = 65535
-"""linux/netdevice.h, GSO_MAX_SEGS."""
+MIN_GSO_SIZE, MAX_GSO_SIZE = 4096, 65536
+"""linux/netdevice.h, GSO_LEGACY_MAX_SIZE; and what is no super-packet any more."""
 
 # The kernel allows more in a name; but a line of ip -batch knows spaces, quotes, '#' and '\\'.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,14}")
@@ -58,10 +58,10 @@ def plan(state: object, system: System) -> tuple[list[Step], list[str]]:
     whole = _fields(state, "the state", "links", "routes", "sysctls")
     steps: list[Step] = []
     notes: list[str] = []
-    wishes: list[Segments] = []
+    wishes: list[SuperPackets] = []
     devices: dict[str, bool] = {}  # name → has IPv6
     for link in _entries(whole["links"], "links"):
-        fields = _fields(link, "a link", "name", "mtu", "addresses", "gso_max_segs")
+        fields = _fields(link, "a link", "name", "mtu", "addresses", "gso_max_size")
         device = _name(fields["name"])
         generation = _address_generation(device, system)
         devices[device] = generation is not None
@@ -79,8 +79,8 @@ def plan(state: object, system: System) -> tuple[list[Step], list[str]]:
             steps.append(Quiet(device, generation))
         steps.append(Up(device))
         steps.extend(present)
-        if fields["gso_max_segs"] is not None:
-            wishes.append(Segments(device, _segments(fields["gso_max_segs"])))
+        if fields["gso_max_size"] is not None:
+            wishes.append(SuperPackets(device, _gso_size(fields["gso_max_size"])))
     for route in _entries(whole["routes"], "routes"):
         via = _route(route, devices)
         if ip_network(via.destination).version == 6 and not devices[via.device]:
@@ -124,9 +124,9 @@ def _mtu(value: object, addresses: list[AddressOn]) -> int:
     return value
 
 
-def _segments(value: object) -> int:
-    if type(value) is not int or not 1 <= value <= MAX_SEGMENTS:
-        raise Refused(f"gso_max_segs {value!r} is not between 1 and {MAX_SEGMENTS}")
+def _gso_size(value: object) -> int:
+    if type(value) is not int or not MIN_GSO_SIZE <= value <= MAX_GSO_SIZE:
+        raise Refused(f"gso_max_size {value!r} is not between {MIN_GSO_SIZE} and {MAX_GSO_SIZE}")
     return value
 
 

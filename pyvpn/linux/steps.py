@@ -146,34 +146,34 @@ class Sysctl:
 
 
 @dataclass(frozen=True)
-class Segments:
-    """The interface gets super-packets of at most so many segments.
+class SuperPackets:
+    """The interface gets super-packets of less than so many bytes.
 
     A wish: what does not know it (ip(8) before 4.16, a kernel with a lower bound of its own) costs
     speed and no more, so it is done apart from the steps that must succeed.
     """
 
-    kind: ClassVar[str] = "segments"
+    kind: ClassVar[str] = "super-packets"
     device: str
     most: int
 
     def do(self) -> str:
-        return f"link set dev {self.device} gso_max_segs {self.most}"
+        return f"link set dev {self.device} gso_max_size {self.most}"
 
     def before(self, link: LinkInfo) -> Before:
-        return {"ifindex": link["ifindex"], "most": link.get("gso_max_segs")}
+        return {"ifindex": link["ifindex"], "most": link.get("gso_max_size")}
 
     def undo(self, before: Before, link: LinkInfo) -> str | None:
-        if before["most"] is None or link.get("gso_max_segs") != self.most:
+        if before["most"] is None or link.get("gso_max_size") != self.most:
             return None  # ip(8) does not tell, or somebody else set another one meanwhile
-        return f"link set dev {self.device} gso_max_segs {before['most']}"
+        return f"link set dev {self.device} gso_max_size {before['most']}"
 
 
-LinkStep = MTU | Quiet | Up | AddressOn | RouteVia | Segments
+LinkStep = MTU | Quiet | Up | AddressOn | RouteVia | SuperPackets
 Step = LinkStep | Sysctl
 
 _KINDS: dict[str, type[Any]] = {
-    each.kind: each for each in (MTU, Quiet, Up, AddressOn, RouteVia, Segments, Sysctl)
+    each.kind: each for each in (MTU, Quiet, Up, AddressOn, RouteVia, SuperPackets, Sysctl)
 }
 
 

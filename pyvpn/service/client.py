@@ -69,6 +69,11 @@ _REFUSALS: dict[int, str] = {
 
 LARGEST_MTU = 65535
 
+#: What Linux takes off the bound of super-packets for headers (net/tcp.h, MAX_TCP_HEADER; and 1),
+#: and that bound at most.
+_TCP_HEADROOM = 321
+LARGEST_GSO_SIZE = 65_536
+
 
 class ClientService(VPNService):
     """A client: logs in, applies what the hub says, stays connected.
@@ -310,11 +315,9 @@ class ClientService(VPNService):
         # Never less than 1280: the kernel would take the interface's IPv6 addresses away.
         most = min(config.mtu or LARGEST_MTU, self._config.mtu or LARGEST_MTU)
         mtu = min(most, self._mtu_found)
-        # A super-packet of our own kernel is then one send and one read, 44 pieces, not 47 in two:
-        # 5 to 8 % less processor time. Not on a hub: there super-packets come through that others
-        # have made, and the kernel cuts longer ones into single packets.
-        segments = datagrams_a_send(mtu + PREFIX_SIZE)
-        return SystemState(links=(Link(self._config.tun, mtu, tuple(addresses), segments),))
+        return SystemState(
+            links=(Link(self._config.tun, mtu, tuple(addresses), gso_max_size(mtu)),)
+        )
 
     def _broken(self, failure: Failure, doing: str) -> None:
         self._die(f"{doing} failed: {failure.getErrorMessage()}")
@@ -341,6 +344,19 @@ class ClientService(VPNService):
             "last_heard": None if hub.last_heard is None else boottime() - hub.last_heard,
             "counters": self._traffic_counters(),
         }
+
+
+def gso_max_size(mtu: int) -> int:
+    """Return the bound for our own kernel's super-packets with which each of TCP is one send.
+
+    44 pieces with 1,436 bytes of MTU, in place of 47 in two sends: 5 to 8 % less processor time.
+    By bytes, not by segments, which would end UDP super-packets of many small ones. And not on a
+    hub: there super-packets come through that others have made, and the kernel cuts longer ones
+    into single packets.
+    """
+    # Below one piece more, even of the shortest: IPv6 and TCP with time stamps.
+    size = (datagrams_a_send(mtu + PREFIX_SIZE) + 1) * (mtu - 72) - 1 + _TCP_HEADROOM
+    return min(size, LARGEST_GSO_SIZE)
 
 
 def _addresses(servers: tuple[str, ...]) -> tuple[list[tuple[str, int]], list[str]]:

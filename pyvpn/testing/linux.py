@@ -17,7 +17,7 @@ from attrs import Factory, define
 from pyvpn.linux.ledger import PROC_SYS
 from pyvpn.linux.system import Completed, System
 
-GSO_MAX_SEGS = 65535
+GSO_MAX_SIZE = 65536
 """linux/netdevice.h: what an interface has of itself."""
 
 _SHOWN = {
@@ -36,8 +36,8 @@ def render(system: System) -> str:
         name = link["ifname"]
         state = "up" if "UP" in link["flags"] else "down"
         lines.append(f"link {name} {state} mtu {link['mtu']}")
-        if link.get("gso_max_segs", GSO_MAX_SEGS) != GSO_MAX_SEGS:
-            lines.append(f"gso_max_segs {link['gso_max_segs']} on {name}")
+        if link.get("gso_max_size", GSO_MAX_SIZE) != GSO_MAX_SIZE:
+            lines.append(f"gso_max_size {link['gso_max_size']} on {name}")
         for entry in link["addr_info"]:
             if "local" in entry and entry.get("scope") != "link":
                 peer = f" peer {entry['address']}" if "address" in entry else ""
@@ -69,7 +69,7 @@ class FakeLink:
     mtu: int = 1500
     up: bool = False
     addresses: list[tuple[str, str | None]] = Factory(list)
-    gso_max_segs: int = GSO_MAX_SEGS
+    gso_max_size: int = GSO_MAX_SIZE
 
 
 class _KernelSaysNo(Exception):
@@ -211,7 +211,7 @@ class FakeLinux:
             "ifname": name,
             "flags": ["UP"] if link.up else [],
             "mtu": link.mtu,
-            "gso_max_segs": link.gso_max_segs,
+            "gso_max_size": link.gso_max_size,
             "linkinfo": {"info_kind": link.kind},
             "addr_info": shown,
         }
@@ -263,8 +263,8 @@ class FakeLinux:
             link.mtu = int(words[words.index("mtu") + 1])
             if link.mtu < 1280:
                 link.addresses = [one for one in link.addresses if _subnet(one).version == 4]
-        if "gso_max_segs" in words:
-            link.gso_max_segs = int(words[words.index("gso_max_segs") + 1])
+        if "gso_max_size" in words:
+            link.gso_max_size = int(words[words.index("gso_max_size") + 1])
         if "up" in words:
             link.up = True
         if "down" in words:

@@ -58,23 +58,23 @@ net/ipv6/conf/leamit0/addr_gen_mode = 1""".splitlines()
 
 #: What ip(8) says where it does not know the word, and where the kernel refuses.
 OLD_IP = (
-    Completed(255, "", 'Error: either "dev" is duplicate, or "gso_max_segs" is a garbage.'),
+    Completed(255, "", 'Error: either "dev" is duplicate, or "gso_max_size" is a garbage.'),
     Completed(1, "", "RTNETLINK answers: Operation not supported\nCommand failed -:1\n"),
 )
 
 
-class WithoutSegments:
-    """A system whose ip(8), or whose kernel, knows nothing of gso_max_segs."""
+class WithoutGSOMaxSize:
+    """A system whose ip(8), or whose kernel, knows nothing of gso_max_size."""
 
     def __init__(self, system: System, says: Completed) -> None:
         self._system = system
         self._says = says
 
     def run(self, argv: Sequence[str], stdin: str) -> Completed:
-        if "gso_max_segs" in stdin:
+        if "gso_max_size" in stdin:
             return self._says
         done = self._system.run(argv, stdin)
-        return done._replace(stdout=done.stdout.replace("gso_max_segs", "other"))
+        return done._replace(stdout=done.stdout.replace("gso_max_size", "other"))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._system, name)
@@ -157,30 +157,30 @@ class Promises:
         self.child.apply(SystemState())
         self.assertEqual(self.shown(), self.before)
 
-    def test_segments(self) -> None:
-        """A link gets the bound of segments that is wished for; without the wish it is as before,
-        and neither takes its addresses away."""
-        wish = "gso_max_segs 44 on leamit0"
-        for most in (44, None):
-            log = self.child.apply(evolve(HUB, links=(evolve(HUB.links[0], gso_max_segs=most),)))
+    def test_gso_size(self) -> None:
+        """A link gets the bound of super-packets that is wished for; without the wish it is as
+        before, and neither takes its addresses away."""
+        wish = "gso_max_size 61700 on leamit0"
+        for most in (61_700, None):
+            log = self.child.apply(evolve(HUB, links=(evolve(HUB.links[0], gso_max_size=most),)))
             self.assertEqual([line for line in HUB_LINES if line not in self.lines()], [])
             self.assertEqual(wish in self.lines(), most is not None)
-        self.assertEqual(log, ["ip link set dev leamit0 gso_max_segs 65535"])
-        self.child.apply(evolve(HUB, links=(evolve(HUB.links[0], gso_max_segs=44),)))
+        self.assertEqual(log, ["ip link set dev leamit0 gso_max_size 65536"])
+        self.child.apply(evolve(HUB, links=(evolve(HUB.links[0], gso_max_size=61_700),)))
         self.child.applied.undo_all()
         self.assertEqual(self.shown(), self.before)
 
     def test_segments_refused(self) -> None:
         """Where ip(8) or the kernel does not know that wish, all else comes about; it is said once,
         and a later state does not try it again."""
-        wishing = evolve(HUB, links=(evolve(HUB.links[0], gso_max_segs=44),))
+        wishing = evolve(HUB, links=(evolve(HUB.links[0], gso_max_size=61_700),))
         for says in OLD_IP:
-            child = Child(WithoutSegments(self.world.system, says), own_directory(self))
+            child = Child(WithoutGSOMaxSize(self.world.system, says), own_directory(self))
             notes = [line for line in child.apply(wishing) if line.startswith("note:")]
             self.assertEqual(
                 notes,
                 [
-                    "note: going on without this: ip link set dev leamit0 gso_max_segs 44: "
+                    "note: going on without this: ip link set dev leamit0 gso_max_size 61700: "
                     + says.stderr.splitlines()[0]
                 ]
                 if "Command failed" in says.stderr

@@ -21,7 +21,7 @@ from tests.linux.worlds import own_directory
 
 def one_link(**changed: Any) -> dict[str, Any]:
     """A valid state of one link, with some of the link's fields changed."""
-    link = {"name": "leamit0", "mtu": 1416, "addresses": [], "gso_max_segs": None, **changed}
+    link = {"name": "leamit0", "mtu": 1416, "addresses": [], "gso_max_size": None, **changed}
     return {"links": [link], "routes": [], "sysctls": {}}
 
 
@@ -46,11 +46,11 @@ REFUSED: list[tuple[object, str]] = [
     ({**one_link(), "more": 1}, "the state must have the fields links, routes, sysctls"),
     ({**one_link(), "links": {}}, "links must be a list of at most 4096 entries"),
     ({**one_link(), "routes": [{}] * 5000}, "routes must be a list of at most 4096 entries"),
-    (one_link(more=1), "a link must have the fields name, mtu, addresses, gso_max_segs"),
-    (one_link(gso_max_segs=0), "gso_max_segs 0 is not between 1 and 65535"),
-    (one_link(gso_max_segs=65536), "gso_max_segs 65536 is not between 1 and 65535"),
-    (one_link(gso_max_segs="44"), "gso_max_segs '44' is not between 1 and 65535"),
-    (one_link(gso_max_segs=True), "gso_max_segs True is not between 1 and 65535"),
+    (one_link(more=1), "a link must have the fields name, mtu, addresses, gso_max_size"),
+    (one_link(gso_max_size=4095), "gso_max_size 4095 is not between 4096 and 65536"),
+    (one_link(gso_max_size=65537), "gso_max_size 65537 is not between 4096 and 65536"),
+    (one_link(gso_max_size="44"), "gso_max_size '44' is not between 4096 and 65536"),
+    (one_link(gso_max_size=True), "gso_max_size True is not between 4096 and 65536"),
     (one_link(name="a b"), "'a b' is no name of an interface"),
     (one_link(name="../eth0"), "'../eth0' is no name of an interface"),
     (one_link(name=".."), "'..' is no name of an interface"),
@@ -92,7 +92,7 @@ REFUSED: list[tuple[object, str]] = [
 ACCEPTED = [
     one_link(),
     one_link(name="wg-1_a.b@c+d=e"),
-    one_link(gso_max_segs=44),
+    one_link(gso_max_size=61_700),
     address("10.10.0.2/24", "10.10.0.1"),
     address("fd00::1/64"),
     route("10.20.0.0/16"),

@@ -22,7 +22,7 @@ from pyvpn.testing.linux import render
 from tests.linux.worlds import KernelWorld, files_in, own_directory
 
 HUB = SystemState(
-    links=(Link("leamit0", 1416, (Address("10.10.0.1/24"), Address("fd00:1::1/64")), 44),),
+    links=(Link("leamit0", 1416, (Address("10.10.0.1/24"), Address("fd00:1::1/64")), 61_700),),
     sysctls={"net/ipv6/conf/all/forwarding": "1", "net/ipv4/ip_forward": "1"},
 )
 
@@ -112,7 +112,7 @@ class RealChild(SynchronousTestCase):
         child = self.start()
         commands = child.apply(HUB)
         self.assertIn("ip address add 10.10.0.1/24 dev leamit0", commands)
-        for line in ("address 10.10.0.1/24 on leamit0", "gso_max_segs 44 on leamit0"):
+        for line in ("address 10.10.0.1/24 on leamit0", "gso_max_size 61700 on leamit0"):
             self.assertIn(line, self.shown().splitlines())
         self.assertEqual(child.apply(HUB), [])
         pid = child.pid

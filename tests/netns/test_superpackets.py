@@ -123,14 +123,24 @@ class SuperPacketTests(SynchronousTestCase):
         self.moved_whole()
 
     def test_udp(self) -> None:
-        """What UDP_SEGMENT sends arrives whole: 128 short pieces, and 44 that just fit."""
+        """What UDP_SEGMENT sends arrives whole: 128 short pieces, and 44 that just fit.
+
+        And up to the bound of the client's interface in few writes; above it its kernel cuts.
+        """
         self.connect()
         self.offloads("csum", "uso")
         for sender, receiver, address in self.ways():
-            for size, pieces in ((100, 128), (500, 128), (1300, 44), (1000, 2), (1000, 65)):
+            for size, pieces in (
+                (100, 128),
+                (450, 128),
+                (500, 128),
+                (1300, 44),
+                (1000, 2),
+                (1000, 60),
+            ):
                 frames = self.written(receiver)
                 self.bursts(sender, receiver, address, size, pieces)
-                if pieces > 2:
+                if pieces > 2 and pieces * size < 61_000:
                     self.assertLess(
                         self.written(receiver) - frames, 10 * pieces / 3, (size, pieces)
                     )
