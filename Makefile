@@ -21,7 +21,7 @@ help:
 	@echo 'sudo make uninstall  removes that and leaves the state'
 	@echo
 	@echo 'make check           lint, format, types'
-	@echo 'sudo make bench      asked and measured figures: bench-compare, beside other VPNs (25 minutes),'
+	@echo 'sudo make bench      asked and measured figures: bench-compare, beside other VPNs (16 minutes),'
 	@echo '                     and bench-figures, of its own'
 	@echo 'make bench-micro     what the parts of the core cost, one by one (2 minutes)'
 	@echo 'make venv            the virtual environment for development, in $(VENV)'

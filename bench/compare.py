@@ -6,7 +6,7 @@ seconds. The next round starts them all anew, in another order. What is shown is
 rounds. On the command line nothing; in the environment:
 
 * ``PYVPN_BENCH_PROTOTYPE``: the prototype's program; ``WIREGUARD_GO``: a newer wireguard-go;
-* ``PYVPN_BENCH_ROUNDS`` (3), ``PYVPN_BENCH_SECONDS`` (3) a measurement;
+* ``PYVPN_BENCH_ROUNDS`` (3), ``PYVPN_BENCH_SECONDS`` (2) a measurement;
 * ``PYVPN_BENCH_SYSTEMS``, ``PYVPN_BENCH_SCENARIOS``: names with commas, to measure these alone.
 
 It writes build/bench/results.json (a list of {system, scenario, value, unit, rounds}; value is the
@@ -48,7 +48,7 @@ class Run:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.rounds = int(environment.get("PYVPN_BENCH_ROUNDS", "3"))
-        self.seconds = float(environment.get("PYVPN_BENCH_SECONDS", "3"))
+        self.seconds = float(environment.get("PYVPN_BENCH_SECONDS", "2"))
         systems = all_systems(environment)
         self.systems = chosen(environment.get("PYVPN_BENCH_SYSTEMS"), systems)
         self.scenarios = chosen(environment.get("PYVPN_BENCH_SCENARIOS"), list(SCENARIOS))
