@@ -17,7 +17,8 @@ def of_peer(peer: Peer) -> dict[str, Any]:
 
     ``path_mtu`` is the largest outer packet that is known to pass, ``inner_mtu`` the inner one that
     fits in; while ``path_mtu_searching`` they may turn out larger. Traffic is counted in inner
-    packets, a super-packet as its segments. Without a session ``cipher`` and ``segment_frames`` are None.
+    packets, a super-packet as its segments. Without a session ``cipher`` and ``segment_frames`` are
+    None.
     """
     session = peer.current
     cipher = None if session is None else AES if session.aes else CHACHA
