@@ -14,6 +14,7 @@ from typing import Final
 from attrs import frozen
 
 from pyvpn.core.burst import Endpoint
+from pyvpn.core.segments import PREFIX_SIZE
 from pyvpn.core.timers import NEVER
 from pyvpn.core.transport import OVERHEAD
 
@@ -49,8 +50,6 @@ LARGE: Final = 1024
 _HEADERS4: Final = 28
 _HEADERS6: Final = 48
 _V4_MAPPED: Final = bytes(10) + b"\xff\xff"
-#: Before a segment frame's headers (docs/protocol.rst, "Segment frames").
-_PREFIX: Final = 4
 
 
 def headers_to(endpoint: Endpoint) -> int:
@@ -102,7 +101,7 @@ class PathMTU:
 
     def __init__(self) -> None:
         self._endpoint: Endpoint | None = None
-        self._overhead = _HEADERS6 + OVERHEAD + _PREFIX
+        self._overhead = _HEADERS6 + OVERHEAD + PREFIX_SIZE
         self._limit = self._high = BASE
         self._size = BASE
         self.inner = BASE - self._overhead
@@ -127,7 +126,7 @@ class PathMTU:
         :param inner_mtu: the largest inner packet that the session allows.
         """
         self._endpoint = endpoint
-        self._overhead = headers_to(endpoint) + OVERHEAD + _PREFIX
+        self._overhead = headers_to(endpoint) + OVERHEAD + PREFIX_SIZE
         self._limit = inner_mtu + self._overhead
         self._open = ()
         self._round_trip = 0.0
@@ -135,7 +134,7 @@ class PathMTU:
 
     def moved(self, endpoint: Endpoint, inner_mtu: int) -> bool:
         """Tell whether what is known is about another endpoint or another agreement."""
-        limit = inner_mtu + headers_to(endpoint) + OVERHEAD + _PREFIX
+        limit = inner_mtu + headers_to(endpoint) + OVERHEAD + PREFIX_SIZE
         return endpoint != self._endpoint or limit != self._limit
 
     def stop(self) -> None:
@@ -183,11 +182,11 @@ class PathMTU:
         sizes = [self._asking]
         if first and self.searching and self._asking == ETHERNET < self._limit:
             sizes.append(self._limit)  # Its tries come later; but if it passes, the search is over.
-        return [size - self._overhead + _PREFIX for size in sizes]
+        return [size - self._overhead + PREFIX_SIZE for size in sizes]
 
     def asked(self, data: bytes, plaintext: int, now: float) -> None:
         """Note a probe that is being sent: its 16 random bytes, the size of its plaintext."""
-        probe = Probe(data, plaintext + self._overhead - _PREFIX, now)
+        probe = Probe(data, plaintext + self._overhead - PREFIX_SIZE, now)
         fresh = tuple(one for one in self._open if now - one.sent < PROBE_TIME)
         self._open = (*fresh[1 - PROBES_OPEN :], probe)
         self._times = (*self._times[1 - PROBES_A_SECOND :], now)

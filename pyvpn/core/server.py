@@ -301,8 +301,10 @@ class VPNServer(VPNCore[ServerPeer]):
         ):
             return False
         self._relayed.setdefault(target, []).extend(plaintexts)
-        self._timer_known = False
         return True
+
+    def settled(self) -> bool:
+        return not self._relayed and super().settled()
 
     def datagrams_to_send(self, now: float) -> list[Burst]:
         """Seal what is to be relayed, all of a turn together, and send it with the rest."""

@@ -18,7 +18,7 @@ from pyvpn.core.pathmtu import LARGE
 from pyvpn.core.paths import PROBE_FRAME
 from pyvpn.core.peer import Peer
 from pyvpn.core.ratelimit import TokenBucket
-from pyvpn.core.segments import PREFIX_SIZE, VIRTIO_NONE, VIRTIO_SIZE
+from pyvpn.core.segments import PADDING, PREFIX_SIZE, VIRTIO_NONE, VIRTIO_SIZE
 from pyvpn.core.timers import NEVER
 from pyvpn.core.transport import HEADER_SIZE, OVERHEAD, TYPE, Session
 from pyvpn.errors import LocalProtocolError, RemoteProtocolError
@@ -34,7 +34,6 @@ STAGED_BYTES_TOTAL = 64 << 20
 
 _START = struct.Struct("<II")
 _HEADER = struct.Struct("<IIQ")
-_PADDING = tuple(bytes(count) for count in range(16))
 
 P = TypeVar("P", bound=Peer)
 
@@ -116,7 +115,7 @@ class VPNCore(ABC, Generic[P]):
                 self._take_handshake(buffer[start : start + size], endpoint, now)
             return frames
         if size >= total:
-            # One alone: 3 µs less than by the way of many.
+            # One alone: 2 µs less than by the way of many.
             kind, index, counter = _HEADER.unpack_from(buffer)
             if kind == TYPE:
                 body = bytes(buffer[HEADER_SIZE:])
@@ -126,7 +125,7 @@ class VPNCore(ABC, Generic[P]):
             else:
                 self._take_handshake(buffer, endpoint, now)
             return frames
-        # All datagrams of full length in one call: 80 ns each, a loop takes 400.
+        # All datagrams of full length in one call: 90 ns each, a loop takes 370.
         full = total // size
         layout = "<" + f"8sQ{size - HEADER_SIZE}s" * full
         fields = struct.unpack(layout, buffer[: full * size])
@@ -396,21 +395,17 @@ class VPNCore(ABC, Generic[P]):
                 continue
             first = pieces[0]
             length = len(first)
-            if len(pieces) == 1:
-                # Padded to 16, but never above the MTU, so that no datagram outgrows the path.
-                padding = -length & 15
-                if length + padding > mtu:
-                    most = mtu + PREFIX_SIZE if first[0] == segments.SEGMENT else mtu
-                    padding = max(min(padding, most - length), 0)
-                if padding:
-                    pieces = [first + _PADDING[padding]]
-            if length > mtu and length > mtu + (first[0] == segments.SEGMENT and PREFIX_SIZE):
+            most = mtu + PREFIX_SIZE if first[0] == segments.SEGMENT else mtu
+            if length > most:
                 # Only a lone packet, or UDP, which is cut where its sender said, whatever fits.
                 if not self._in_fragments(peer, frame, first, now):
                     continue
                 bursts += [Burst(endpoint, *row) for row in session.seal_rows(plaintexts)]
                 bursts += [Burst(endpoint, *row, True) for row in session.seal_rows(pieces)]
                 plaintexts = []
+            elif len(pieces) == 1:
+                # Padded to 16, but never above the MTU, so that no datagram outgrows the path.
+                plaintexts.append(first + PADDING[min(-length & 15, most - length)])
             else:
                 plaintexts += pieces
             octets += len(frame) - VIRTIO_SIZE

@@ -2,7 +2,7 @@
 
 Deficit round robin (Shreedhar and Varghese, 1995) over the senders' addresses. The kernel's socket
 has one queue for all: behind a client that fills it, another's echo request waits for 3 MB to be
-opened, 8 ms; read out first, which costs a tenth of opening, it waits for one burst, 0.2 ms.
+opened, 8 ms; read out first, it waits for a burst or two.
 """
 
 from __future__ import annotations

@@ -40,9 +40,6 @@ MOST_LONE_TURNS = 16
 MOST_VAIN_LOOKS = 3
 LOOK_AGAIN_TURNS = 16
 
-# struct virtio_net_hdr: the second byte is gso_type, and this one is a UDP super-packet.
-VIRTIO_NET_HDR_GSO_UDP_L4 = 5
-
 # The device was deleted under us.
 GONE = (errno.EBADFD, errno.EBADF, errno.ENODEV)
 
@@ -248,4 +245,4 @@ class TUNPort:
 
 
 def _is_uso(frame: list[Buffer]) -> bool:
-    return frame[0][1] == VIRTIO_NET_HDR_GSO_UDP_L4
+    return frame[0][1] == segments.GSO_UDP  # the second byte of a virtio header is gso_type
