@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn.tx import fairqueue
+from pyvpn.tx import fairqueue, udp
 from pyvpn.tx.endpoint import UDPEndpoint
 from pyvpn.tx.fairqueue import FairQueue
+from pyvpn.tx.udp import ALONE_READS
 from tests.tx.test_udp_bulk import Ports
 from tests.tx.worlds import MemoryWorld, Receiver, burst_of
 
@@ -131,3 +132,16 @@ class GreedyTests(Ports):
         place = order.index(other.localPort)
         self.assertLessEqual(place, 2)
         self.assertLessEqual(self.hub.calls.index("turn"), place + 2)
+
+    def test_the_processor_is_shared(self) -> None:
+        """After a turn others may run first, unless the port has one sender alone."""
+        self.make_ports()
+        yields: list[None] = []
+        self.patch(udp, "sched_yield", lambda: yields.append(None))
+        self.exchange([b"ping"])
+        self.assertTrue(yields)
+        for _ in range(ALONE_READS):
+            self.exchange([b"ping"])
+        yields.clear()
+        self.exchange([b"ping"])
+        self.assertFalse(yields)
