@@ -27,9 +27,11 @@ COOKIE_SIZE = 16
 #: Seconds that a client uses a cookie, and that a secret of the hub lives at most (PROTOCOL 3).
 COOKIE_LIFETIME = 120.0
 
-_VERSION = 1
-_REPLY_PREFIX = struct.Struct("<BBHI")  # type, version, zero, receiver
-_REPLY = struct.Struct("<BBHI24s16s16s")  # the same, nonce, cookie, tag
+#: How a login's cookie reply begins: type, version 1, zeros. WireGuard's begins otherwise.
+LOGIN_REPLY = bytes([COOKIE_REPLY, 1, 0, 0])
+
+_REPLY_PREFIX = struct.Struct("<4sI")  # first bytes, receiver
+_REPLY = struct.Struct("<4sI24s16s16s")  # the same, nonce, cookie, tag
 _WORDS = struct.Struct("<16I")
 _CONSTANTS = struct.unpack("<4I", b"expand 32-byte k")
 _NO_MAC = bytes(MAC_SIZE)
@@ -57,11 +59,15 @@ class CookieChecker:
     The secret changes every half lifetime and the one before it is still good: a cookie works for
     60 s at least, a secret for 120 s at most.
 
-    :param key: 32 bytes, the network's cookie key.
+    :param key: 32 bytes, the network's cookie key, or that of a WireGuard public key.
+    :param first_bytes: the 4 bytes that a reply begins with.
     """
 
-    def __init__(self, key: bytes, random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, key: bytes, random_bytes: Callable[[int], bytes], first_bytes: bytes = LOGIN_REPLY
+    ) -> None:
         self._key = key
+        self._first_bytes = first_bytes
         self._random_bytes = random_bytes
         self._secret = self._old_secret = b""
         self._made = -COOKIE_LIFETIME
@@ -72,7 +78,7 @@ class CookieChecker:
     def reply(self, message: bytes, receiver: int, address: bytes, now: float) -> bytes:
         """Return the 64 bytes that tell the sender of a handshake message its cookie.
 
-        :param message: the message, 208 bytes; its mac1 is bound to the reply.
+        :param message: the message; its mac1 is bound to the reply.
         :param receiver: the index that the message gave.
         :param address: 16 bytes of address and 2 of port, where the message came from.
         """
@@ -84,9 +90,7 @@ class CookieChecker:
         rest = self._serial.to_bytes(8, "little")
         cookie = mac(self._secret, address)
         sealed = self._aead.encrypt(bytes(4) + rest, cookie, message[-32:-16])
-        return (
-            _REPLY_PREFIX.pack(COOKIE_REPLY, _VERSION, 0, receiver) + self._prefix + rest + sealed
-        )
+        return _REPLY_PREFIX.pack(self._first_bytes, receiver) + self._prefix + rest + sealed
 
     def mac2_valid(self, message: bytes, address: bytes, now: float) -> bool:
         """Tell in constant time whether mac2 is keyed by a cookie of ours for this address."""
@@ -126,16 +130,19 @@ def hchacha20(key: bytes, nonce: bytes) -> bytes:
     return struct.pack("<8I", *mixed)
 
 
-def open_cookie_reply(reply: bytes, key: bytes, index: int, message: bytes) -> bytes:
-    """Return the 16-byte cookie in a 0x52 of 64 bytes that answers our handshake message.
+def open_cookie_reply(
+    reply: bytes, key: bytes, index: int, message: bytes, first_bytes: bytes = LOGIN_REPLY
+) -> bytes:
+    """Return the 16-byte cookie in a reply of 64 bytes that answers our handshake message.
 
-    :param key: 32 bytes, the network's cookie key.
+    :param key: 32 bytes, the network's cookie key, or that of the other side's WireGuard key.
     :param index: the index that the message gave.
+    :param first_bytes: the 4 bytes that a reply begins with.
     :raises RemoteProtocolError: ``handshake_version``, ``response_unexpected`` for another index,
         ``cookie_invalid``.
     """
-    _, version, zero, receiver, nonce, sealed, tag = _REPLY.unpack(reply)
-    if version != _VERSION or zero:
+    begins, receiver, nonce, sealed, tag = _REPLY.unpack(reply)
+    if begins != first_bytes:
         raise RemoteProtocolError("handshake_version")
     if receiver != index:
         raise RemoteProtocolError("response_unexpected")

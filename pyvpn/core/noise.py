@@ -77,7 +77,8 @@ class HandshakeState:
     :param name: the full protocol name, e.g. ``b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"``.
     :param prologue: what both sides must agree on beforehand.
     :param remote_static: the responder's public key; given for the initiator only.
-    :param psks: the pattern's pre-shared keys in the order of their tokens.
+    :param psks: the pattern's pre-shared keys in the order of their tokens; what is not known yet
+        comes by :meth:`add_psk`.
     :param random_bytes: the source of ephemeral private keys.
     """
 
@@ -134,6 +135,10 @@ class HandshakeState:
         twin._psks = list(self._psks)
         return twin
 
+    def add_psk(self, psk: bytes) -> None:
+        """Append a pre-shared key: a responder may learn from message 1 which one it is."""
+        self._psks.append(psk)
+
     def write_message(self, payload: bytes) -> bytes:
         """Return the next message of this side, with the payload encrypted at its end."""
         parts = []
@@ -155,7 +160,30 @@ class HandshakeState:
         :raises RemoteProtocolError: ``handshake_short``, ``handshake_low_order`` or
             ``handshake_decrypt``. The state is spoilt then: read on a :meth:`copy`.
         """
-        for token in self._messages.pop(0):
+        message = self._read_tokens(self._messages.pop(0), message)
+        return self._decrypt_and_hash(message)
+
+    def read_static(self, message: bytes) -> bytes:
+        """Read the other side's next message only as far as its static key, now in ``rs``.
+
+        The key is a claim until the rest, which is returned, has passed :meth:`read_message`.
+        Raises as that does.
+        """
+        tokens = self._messages.pop(0)
+        place = tokens.index("s") + 1
+        self._messages.insert(0, tokens[place:])
+        return self._read_tokens(tokens[:place], message)
+
+    def split(self) -> tuple[bytes, bytes]:
+        """Return the initiator-to-responder and the responder-to-initiator transport key."""
+        if self._messages:
+            raise LocalProtocolError("split() before the handshake is complete")
+        first, second = hkdf(self._ck, b"", 2)
+        return first, second
+
+    def _read_tokens(self, tokens: Sequence[str], message: bytes) -> bytes:
+        """Do as the tokens say; return what they left of the message."""
+        for token in tokens:
             if token == "e":
                 self._re, message = self._take(message, KEY_SIZE)
                 self._mix_ephemeral(self._re)
@@ -164,14 +192,7 @@ class HandshakeState:
                 self.rs = self._decrypt_and_hash(encrypted)
             else:
                 self._mix(token)
-        return self._decrypt_and_hash(message)
-
-    def split(self) -> tuple[bytes, bytes]:
-        """Return the initiator-to-responder and the responder-to-initiator transport key."""
-        if self._messages:
-            raise LocalProtocolError("split() before the handshake is complete")
-        first, second = hkdf(self._ck, b"", 2)
-        return first, second
+        return message
 
     @staticmethod
     def _take(message: bytes, size: int) -> tuple[bytes, bytes]:
@@ -181,6 +202,8 @@ class HandshakeState:
 
     def _mix(self, token: str) -> None:
         if token == "psk":
+            if not self._psks:
+                raise LocalProtocolError("the pattern needs a pre-shared key that was not given")
             self._ck, hashed, self._key = hkdf(self._ck, self._psks.pop(0), 3)
             self._mix_hash(hashed)
             self._nonce = 0

@@ -84,7 +84,7 @@ class Reply(SynchronousTestCase):
     def test_spoilt(self) -> None:
         """Each byte counts, the index is ours, and it answers that very 0x50."""
         reply = checker().reply(initiation(), 77, ADDRESS, 0.0)
-        for place in range(1, 64):
+        for place in range(64):
             bad = bytearray(reply)
             bad[place] ^= 1
             reason = (
