@@ -59,7 +59,7 @@ class KeyPair:
 
 
 def _hmac(key: bytes, data: bytes) -> bytes:
-    return hmac.new(key, data, blake2s).digest()
+    return hmac.digest(key, data, blake2s)
 
 
 def hkdf(chaining_key: bytes, material: bytes, outputs: int) -> list[bytes]:
@@ -142,7 +142,7 @@ class HandshakeState:
     def write_message(self, payload: bytes) -> bytes:
         """Return the next message of this side, with the payload encrypted at its end."""
         parts = []
-        for token in self._messages.pop(0):
+        for token in self._next_tokens():
             if token == "e":
                 self._e = KeyPair.of(self._random_bytes(KEY_SIZE))
                 parts.append(self._e.public)
@@ -160,7 +160,7 @@ class HandshakeState:
         :raises RemoteProtocolError: ``handshake_short``, ``handshake_low_order`` or
             ``handshake_decrypt``. The state is spoilt then: read on a :meth:`copy`.
         """
-        message = self._read_tokens(self._messages.pop(0), message)
+        message = self._read_tokens(self._next_tokens(), message)
         return self._decrypt_and_hash(message)
 
     def read_static(self, message: bytes) -> bytes:
@@ -169,7 +169,7 @@ class HandshakeState:
         The key is a claim until the rest, which is returned, has passed :meth:`read_message`.
         Raises as that does.
         """
-        tokens = self._messages.pop(0)
+        tokens = self._next_tokens()
         place = tokens.index("s") + 1
         self._messages.insert(0, tokens[place:])
         return self._read_tokens(tokens[:place], message)
@@ -180,6 +180,11 @@ class HandshakeState:
             raise LocalProtocolError("split() before the handshake is complete")
         first, second = hkdf(self._ck, b"", 2)
         return first, second
+
+    def _next_tokens(self) -> tuple[str, ...]:
+        if not self._messages:
+            raise LocalProtocolError("this handshake has no further message")
+        return self._messages.pop(0)
 
     def _read_tokens(self, tokens: Sequence[str], message: bytes) -> bytes:
         """Do as the tokens say; return what they left of the message."""

@@ -162,6 +162,21 @@ class PublishedVectors(SynchronousTestCase):
         """WireGuard's pattern produces and reads what cacophony published."""
         self.check(CACOPHONY)
 
+    def test_in_two_steps(self) -> None:
+        """A responder may read as far as the static key first, and add the psk after message 1."""
+        initiator, _ = both_sides(CACOPHONY)
+        _, responder = both_sides(CACOPHONY._replace(psks=[]))
+        (payload, first), (answer, second) = CACOPHONY.messages[:2]
+        rest = responder.read_static(bytes.fromhex(first))
+        self.assertEqual(rest.hex(), first[2 * (32 + 48) :])
+        self.assertEqual(responder.rs, key_pair(CACOPHONY.init_static).public)
+        self.assertEqual(responder.read_message(rest).hex(), payload)
+        responder.add_psk(bytes.fromhex(CACOPHONY.psks[0]))
+        self.assertEqual(responder.write_message(bytes.fromhex(answer)).hex(), second)
+        initiator.write_message(bytes.fromhex(payload))
+        initiator.read_message(bytes.fromhex(second))
+        self.assertEqual(responder.split(), initiator.split())
+
     def test_the_comparison_can_fail(self) -> None:
         """Control: with one bit of one psk changed the vectors do not fit."""
         psk = bytearray.fromhex(SNOW.psks[1])
@@ -242,8 +257,39 @@ class BadMessages(SynchronousTestCase):
         message = initiator.write_message(b"")
         self.assertEqual(self.refused(responder, message), "handshake_decrypt")
 
+    def test_a_static_key_is_a_claim(self) -> None:
+        """The rest tells whether the sender owns the key; spoilt anywhere, it does not open."""
+        initiator, responder = both_sides(CACOPHONY)
+        message = initiator.write_message(b"rest")
+        reasons = set()
+        for length in range(32 + 48):
+            wrong = responder.copy()
+            error = self.assertRaises(RemoteProtocolError, wrong.read_static, message[:length])
+            reasons.add(error.reason)
+        self.assertEqual(reasons, {"handshake_short"})
+        rest = responder.read_static(message)
+        for place in range(len(rest)):
+            damaged = bytearray(rest)
+            damaged[place] ^= 1
+            self.assertEqual(self.refused(responder.copy(), bytes(damaged)), "handshake_decrypt")
+        self.assertEqual(responder.read_message(rest), b"rest")
+
 
 class Misuse(SynchronousTestCase):
+    def test_a_psk_is_needed(self) -> None:
+        """A psk that never came is our bug and says so, instead of counting as zeros."""
+        initiator, responder = both_sides(CACOPHONY._replace(psks=[]))
+        responder.read_message(initiator.write_message(b""))
+        self.assertRaises(LocalProtocolError, responder.write_message, b"")
+
+    def test_a_third_message(self) -> None:
+        """A message more than the pattern has is our bug and says so."""
+        initiator, responder = both_sides(CACOPHONY)
+        responder.read_message(initiator.write_message(b""))
+        initiator.read_message(responder.write_message(b""))
+        for call in (initiator.write_message, initiator.read_message, initiator.read_static):
+            self.assertRaises(LocalProtocolError, call, b"")
+
     def test_split_comes_last(self) -> None:
         """Asking for transport keys too early is our bug and says so."""
         initiator, _ = both_sides(SNOW)
