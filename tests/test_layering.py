@@ -22,7 +22,7 @@ import pyvpn
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "files"}),
     frozenset({"core"}),
-    frozenset({"token", "values", "config", "wgconf", "state"}),
+    frozenset({"token", "values", "config", "uapi", "wgconf", "state"}),
     frozenset({"linux", "tx", "admin", "control_client"}),
     frozenset({"service", "testing"}),
     frozenset({"server_tap", "client_tap", "cli", "accounts", "instance", "status", "terminal"})
@@ -40,6 +40,7 @@ MUST_NOT_KNOW: dict[str, frozenset[str]] = {
     "token": frozenset({"twisted"}),
     "values": frozenset({"twisted"}),
     "config": frozenset({"twisted"}),
+    "uapi": frozenset({"twisted"}),
     "wgconf": frozenset({"twisted"}),
     "tx": frozenset({"cryptography", "Crypto", "subprocess"}),
     "linux": frozenset({"pyvpn.core"}),

@@ -22,6 +22,8 @@ from pyvpn.tx.udpsocket import (
     PKTINFO,
     SOL_UDP,
     UDP_GRO,
+    BoundSocket,
+    mark_socket,
     open_udp_socket,
     socket_address,
 )
@@ -104,6 +106,7 @@ class UDPPort:
         clients and their NATs know it by that address. A client should not: it may roam, and the
         kernel knows best which of its addresses leads to the hub now.
 
+    :ivar mark: the firewall mark of what we send (``SO_MARK``), 0 for none.
     :ivar gso: bursts are sent as one; False where the kernel does not know how.
     :ivar gro: the kernel may join what it receives.
     :ivar df: what we send is not fragmented, unless its burst allows it.
@@ -127,6 +130,7 @@ class UDPPort:
         if reactor is None:
             from twisted.internet import reactor
         self.port = port
+        self.mark = 0
         self.protocol = protocol
         self.interface = interface
         self.reading = False
@@ -163,7 +167,48 @@ class UDPPort:
 
         :raises StartError: the port is in use, not allowed, or the address is not ours.
         """
-        bound = open_udp_socket(self._system, self.interface, self.port, self._pin_source)
+        self._take(self._open(self.port))
+
+    def rebind(self, port: int) -> None:
+        """Go on at another port: a new socket in the place of the old one, which is closed.
+
+        What waits to be sent is sent from there. Not to be called by what a burst is delivered to.
+        The core has to be told, since peers know us by the old port until they hear from the new.
+        Before :meth:`bind` this only says which port that will take.
+
+        :param port: local port; 0 lets the kernel choose one.
+        :raises StartError: as :meth:`bind`; the old port is still open then.
+        """
+        if self._socket is None or port == self.localPort:
+            self.port = port
+            return
+        bound = self._open(port)
+        reading, unsent = self.reading, self._unsent
+        self.stopReading()
+        if unsent:
+            self._reactor.removeWriter(self)
+        old, self.port = self._socket, port
+        self._take(bound)
+        old.close()
+        if reading:
+            self.startReading()
+        if unsent:
+            self._reactor.addWriter(self)
+
+    def set_mark(self, mark: int) -> None:
+        """Mark what leaves from now on, for firewall and routing rules; kept by :meth:`rebind`.
+
+        :param mark: 32 bits; 0 for none.
+        :raises OSError: no privilege (CAP_NET_ADMIN); nothing has changed then.
+        """
+        if self._socket is not None:
+            mark_socket(self._socket, mark)
+        self.mark = mark
+
+    def _open(self, port: int) -> BoundSocket:
+        return open_udp_socket(self._system, self.interface, port, self._pin_source, self.mark)
+
+    def _take(self, bound: BoundSocket) -> None:
         self._socket, self.family = bound.socket, bound.family
         self.gso, self.gro, self.df = bound.gso, bound.gro, bound.df
         self._sender = UDPSender(bound, self._tally)

@@ -17,6 +17,7 @@ from pyvpn.tx.endpoint import V4_MAPPED, SocketAddress
 # kernel gives less (net.core.rmem_max) and that is fine too.
 SOCKET_BUFFER_BYTES = 8 << 20
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SO_MARK = 36
 
 # Python 3.11's socket module lacks this one.
 IP_PKTINFO = 8
@@ -82,12 +83,15 @@ class BoundSocket:
     path_options: tuple[PathOption, ...]
 
 
-def open_udp_socket(system: Any, interface: str, port: int, pktinfo: bool) -> BoundSocket:
+def open_udp_socket(
+    system: Any, interface: str, port: int, pktinfo: bool, mark: int = 0
+) -> BoundSocket:
     """Open it; what the kernel does not know is said in the log and done without.
 
     :param system: ``socket(family, type)`` as in :mod:`socket`.
     :param interface: the one local address, numeric; "" for all.
     :param pktinfo: deliver with each datagram the address it was sent to.
+    :param mark: of all that leaves, 0 for none.
     :raises StartError: the port is in use, not allowed, or the address is not ours.
     """
     where = f"UDP port {port}" + (f" on {interface}" if interface else "")
@@ -96,6 +100,8 @@ def open_udp_socket(system: Any, interface: str, port: int, pktinfo: bool) -> Bo
         sock, family = _new_socket(system)
         sock.setblocking(False)
         _set_options(sock, family, pktinfo)
+        if mark:
+            mark_socket(sock, mark)
         sock.bind(socket_address(interface or _any(family), port, family))
         # Asked by setsockopt: before 4.18 a send ignored the control message, and all the datagrams
         # would have left as one.
@@ -113,6 +119,12 @@ def open_udp_socket(system: Any, interface: str, port: int, pktinfo: bool) -> Bo
                 "{where}: this kernel refuses {name}; going on without", where=where, name=name
             )
     return BoundSocket(sock, family, gso, gro, df, path_options)
+
+
+def mark_socket(sock: Any, mark: int) -> None:
+    """Set SO_MARK, 32 bits; OSError without privilege."""
+    # setsockopt takes a signed int; the kernel keeps the same 32 bits.
+    sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark - (mark >> 31 << 32))
 
 
 def _any(family: socket.AddressFamily) -> str:
