@@ -118,11 +118,20 @@ class Admission:
 
     # -- sources ------------------------------------------------------------------------------
 
-    def arrived(self, message: bytes, receiver: int, address: bytes, now: float) -> bytes | None:
-        """Judge where a 0x50 with a right mac1 comes from; return the 0x52 if one is due first.
+    def arrived(
+        self,
+        message: bytes,
+        receiver: int,
+        address: bytes,
+        now: float,
+        cookies: CookieChecker | None = None,
+    ) -> bytes | None:
+        """Judge where a handshake with a right mac1 comes from; return the cookie reply if one is
+        due first.
 
         :param receiver: the index that the message gave.
         :param address: 16 bytes of address and 2 of port, where it came from.
+        :param cookies: makes the cookies of this kind of message; None: a 0x50.
         :raises RemoteProtocolError: ``source_too_many`` or ``source_failing``.
         """
         self.probe_due = min(self.probe_due, now + LATE)
@@ -130,7 +139,8 @@ class Admission:
             self.overloaded(now)
         source = source_of(address)
         loaded = self.under_load(now)
-        if self._cookies.mac2_valid(message, address, now):
+        cookies = cookies or self._cookies
+        if cookies.mac2_valid(message, address, now):
             if loaded and not self._sources.take(source, now):
                 raise RemoteProtocolError("source_too_many")
             if not self._proven.available(source, now):
@@ -138,7 +148,7 @@ class Admission:
             return None
         if loaded or now < self._cookies_until or not self._claimed.available(source, now):
             self.counters["cookie_demanded"] += 1
-            return self._cookies.reply(message, receiver, address, now)
+            return cookies.reply(message, receiver, address, now)
         return None
 
     def failed(self, message: bytes, address: bytes, now: float) -> None:

@@ -53,6 +53,10 @@ class AllowedIPs(Generic[PeerT]):
                     return peer
         return None
 
+    def owner(self, network: Network) -> PeerT | None:
+        """The peer that has exactly this ``network``, or None."""
+        return self._peers.get(network)
+
     def insert(self, network: Network, peer: PeerT) -> None:
         """Give ``network`` to ``peer``, taking it from whoever had exactly this network before."""
         self.remove(network)

@@ -63,6 +63,26 @@ class LeaseLost:
     device: bytes
 
 
+# -- of stock WireGuard peers ----------------------------------------------------------------------
+
+
+@frozen
+class WireGuardConnected:
+    """A handshake with a stock peer came to keys; ``new`` is False for a rekey of live ones."""
+
+    public_key: bytes
+    endpoint: Endpoint
+    new: bool
+
+
+@frozen
+class WireGuardDisconnected:
+    """There are no keys any more for a stock peer; ``reason`` is a counter-like word."""
+
+    public_key: bytes
+    reason: str
+
+
 # -- from a client ---------------------------------------------------------------------------------
 
 

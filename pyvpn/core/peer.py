@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pyvpn.core import control
 from pyvpn.core.admission import Debit
 from pyvpn.core.burst import Endpoint
@@ -46,6 +48,9 @@ class Peer:
         "tx_bytes",
         "tx_packets",
     )
+
+    #: Whether it speaks our own protocol: login, control and segment frames.
+    native: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.endpoint: Endpoint | None = None

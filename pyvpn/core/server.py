@@ -27,10 +27,11 @@ from pyvpn.core.login import LoginFlags, LoginRequest, NetworkKeys
 from pyvpn.core.logins import Logins
 from pyvpn.core.mailbox import Mailbox, Mailboxes
 from pyvpn.core.noise import KeyPair
-from pyvpn.core.peer import ServerPeer
+from pyvpn.core.peer import Peer, ServerPeer
 from pyvpn.core.timers import CONFIG_INTERVAL, CONFIG_TRIES, NEVER, TimerQueue
 from pyvpn.core.transport import Session
-from pyvpn.core.vpncore import VPNCore
+from pyvpn.core.wireguarddevice import WireGuardCore
+from pyvpn.core.wireguardpeers import MESSAGES, STOCK_MTU, WireGuardPeers
 from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 
 #: Seconds between HELLOs of a session: each is a decision and a write. Clients wait 1 s.
@@ -50,7 +51,7 @@ class _Undecided:
     debit: Debit
 
 
-class VPNServer(VPNCore[ServerPeer]):
+class VPNServer(WireGuardCore):
     """The hub. It owns the sessions; users and leases are told to it.
 
     :param network4: the VPN's IPv4 network; clients get its prefix length with their address.
@@ -87,6 +88,8 @@ class VPNServer(VPNCore[ServerPeer]):
         self._logins = Logins(
             keys, login_key, self._admission, self._seen, wall_clock, random_bytes
         )
+        #: The stock WireGuard peers beside the users' devices.
+        self.wireguard = WireGuardPeers(self, self._admission, mtu=STOCK_MTU, tell_too_big=True)
         self._mail = Mailboxes(self.counters)
         self._relaying = relay
         self._relayed: dict[ServerPeer, list[bytes]] = {}
@@ -195,6 +198,7 @@ class VPNServer(VPNCore[ServerPeer]):
         for peer in list(self._peers.values()):
             self._say_bye(peer, reason, now)
             self._end(peer, reason.name.lower())
+        self.wireguard.stop()
 
     # -- what the owner may ask ---------------------------------------------------------------
 
@@ -217,6 +221,9 @@ class VPNServer(VPNCore[ServerPeer]):
     # -- logins -------------------------------------------------------------------------------
 
     def _handshake_received(self, message: bytes, endpoint: Endpoint, now: float) -> None:
+        if message[0] in MESSAGES:
+            super()._handshake_received(message, endpoint, now)
+            return
         judged = self._logins.judge(message, endpoint.wire_address(), now)
         if isinstance(judged, bytes):
             self._outbox.append(Burst(endpoint, [judged, b""], len(judged)))
@@ -230,8 +237,11 @@ class VPNServer(VPNCore[ServerPeer]):
         self._events.append(LoginRequested(self._last_id, request.user, request.device))
 
     def _authenticated(
-        self, peer: ServerPeer, session: Session, endpoint: Endpoint, data: bool, now: float
+        self, peer: Peer, session: Session, endpoint: Endpoint, data: bool, now: float
     ) -> None:
+        if not isinstance(peer, ServerPeer):
+            super()._authenticated(peer, session, endpoint, data, now)
+            return
         peer.last_heard = now
         if session is peer.next:
             current = peer.current
@@ -267,7 +277,9 @@ class VPNServer(VPNCore[ServerPeer]):
         self._find_mtu(peer, new, now)
         self._arm(peer)
 
-    def _send_frames(self, peer: ServerPeer, frames: list[bytes], now: float) -> list[Burst]:
+    def _send_frames(self, peer: Peer, frames: list[bytes], now: float) -> list[Burst]:
+        if not isinstance(peer, ServerPeer):
+            return super()._send_frames(peer, frames, now)
         if peer.mailbox is not None:
             self._mail.put(peer.mailbox, frames, now)
             self._timers.arm(peer, peer.mailbox.due)
@@ -278,7 +290,7 @@ class VPNServer(VPNCore[ServerPeer]):
             return []
         return super()._send_frames(peer, frames, now)
 
-    def _relay(self, peer: ServerPeer, plaintexts: list[bytes], now: float) -> bool:
+    def _relay(self, peer: Peer, plaintexts: list[bytes], now: float) -> bool:
         """Keep packets of a client to be sealed anew for the client that they are for.
 
         Only what the kernel would do nothing else to: the other one must be there, take them as
@@ -289,7 +301,7 @@ class VPNServer(VPNCore[ServerPeer]):
         target = self._allowed.lookup(
             segments.destination(first) if segment else ippacket.destination(first)
         )
-        if target is None or target is peer or target.mailbox is not None:
+        if not isinstance(target, ServerPeer) or target is peer or target.mailbox is not None:
             return False
         session = target.current
         if (
@@ -328,13 +340,9 @@ class VPNServer(VPNCore[ServerPeer]):
     # -- control frames -----------------------------------------------------------------------
 
     def _control_received(
-        self,
-        peer: ServerPeer,
-        session: Session,
-        frame: control.Frame,
-        endpoint: Endpoint,
-        now: float,
+        self, peer: Peer, session: Session, frame: control.Frame, endpoint: Endpoint, now: float
     ) -> None:
+        assert isinstance(peer, ServerPeer)  # a stock peer's are no control frames
         if isinstance(frame, control.Poll):
             self._poll_received(peer, session, frame, endpoint, now)
         elif isinstance(frame, control.Hello):
@@ -432,18 +440,19 @@ class VPNServer(VPNCore[ServerPeer]):
             self._outbox += super()._send_frames(peer, frames, now)
 
     def _response_received(
-        self, peer: ServerPeer, response: control.PathResponse, endpoint: Endpoint, now: float
+        self, peer: Peer, response: control.PathResponse, endpoint: Endpoint, now: float
     ) -> None:
+        assert isinstance(peer, ServerPeer)
         super()._response_received(peer, response, endpoint, now)
         self._deliver_held(peer, now)
 
-    def _challenge(
-        self, peer: ServerPeer, session: Session, endpoint: Endpoint, now: float
-    ) -> None:
+    def _challenge(self, peer: Peer, session: Session, endpoint: Endpoint, now: float) -> None:
+        assert isinstance(peer, ServerPeer)
         if peer.polls.held_back_at != now:
             super()._challenge(peer, session, endpoint, now)
 
-    def _ask_mtu(self, peer: ServerPeer, now: float) -> None:
+    def _ask_mtu(self, peer: Peer, now: float) -> None:
+        assert isinstance(peer, ServerPeer)
         super()._ask_mtu(peer, now)
         self._timers.arm(peer, peer.mtu.due)
 
@@ -488,7 +497,7 @@ class VPNServer(VPNCore[ServerPeer]):
         self._allowed.remove_peer(peer)
         for address in self._packed(lease):
             other = self._allowed.lookup(address)
-            if other is not None:
+            if isinstance(other, ServerPeer):
                 self._allowed.remove_peer(other)
                 other.lease = None
                 self._events.append(LeaseLost(other.user, other.device))
@@ -557,10 +566,16 @@ class VPNServer(VPNCore[ServerPeer]):
         if len(self._stamps) > STAMPS_KEPT:
             del self._stamps[next(iter(self._stamps))]
 
-    def _sent(self, peer: ServerPeer, data: bool, now: float) -> None:
+    def _sent(self, peer: Peer, data: bool, now: float) -> None:
+        if not isinstance(peer, ServerPeer):
+            super()._sent(peer, data, now)
+            return
         peer.keepalive.any_authenticated_packet_sent()
 
-    def _session_wanted(self, peer: ServerPeer, now: float) -> None:
+    def _session_wanted(self, peer: Peer, now: float) -> None:
+        if not isinstance(peer, ServerPeer):
+            super()._session_wanted(peer, now)
+            return
         # Only the client can start a session: its packets wait, but not for ever.
         self._timers.arm(peer, peer.staged_expiry)
 
@@ -579,11 +594,16 @@ class VPNServer(VPNCore[ServerPeer]):
             self._timers.arm(peer, due)
 
     def next_timer(self) -> tuple[float, str] | None:
-        when, reason = min((self._timers.next(), "peer"), (self._admission.probe_due, "load"))
+        when, reason = min(
+            (self._timers.next(), "peer"),
+            (self.wireguard.next_timer(), "wireguard_peer"),
+            (self._admission.probe_due, "load"),
+        )
         return self._tell_timer(when, reason)
 
     def handle_timer(self, now: float) -> None:
         self._admission.woken(now)
+        self.wireguard.handle_timer(now)
         for peer in self._timers.pop_due(now):
             self._handle_peer_timer(peer, now)
             if self._peers.get((peer.user, peer.device)) is peer:

@@ -234,6 +234,12 @@ class VPNCore(ABC, Generic[P]):
         """
         return False
 
+    def _standard_received(
+        self, peer: P, plaintexts: list[bytes], frames: list[list[Buffer]]
+    ) -> None:
+        """Take authentic plaintexts of a peer that is not native."""
+        raise LocalProtocolError("this core has native peers only")
+
     @abstractmethod
     def _session_wanted(self, peer: P, now: float) -> None:
         """Note that packets wait for a session."""
@@ -310,6 +316,9 @@ class VPNCore(ABC, Generic[P]):
         frames: list[list[Buffer]],
     ) -> None:
         """Sort authentic plaintexts by their first nibble (docs/protocol.rst, "Inner packets")."""
+        if not peer.native:
+            self._standard_received(peer, plaintexts, frames)
+            return
         lookup, source, length_of = self._allowed.lookup, ippacket.source, ippacket.length
         relaying = self._relaying
         octets = packets = place = 0
@@ -415,6 +424,11 @@ class VPNCore(ABC, Generic[P]):
             bursts.append(Burst(endpoint, buffers, len(plaintexts[0]) + OVERHEAD))
         else:
             bursts += [Burst(endpoint, *row) for row in session.seal_rows(plaintexts)]
+        if not peer.native:
+            # Nobody finds out the path MTU of a stock peer: what is large may be cut on its way.
+            bursts = [
+                burst._replace(fragment=True) if burst.size > LARGE else burst for burst in bursts
+            ]
         self._data_sent(peer, bursts, octets, packets, now)
         return bursts
 
