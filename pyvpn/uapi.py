@@ -12,7 +12,7 @@ import errno
 import re
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Final
+from typing import Final, NamedTuple
 
 from attrs import frozen
 
@@ -41,8 +41,7 @@ class UAPIError(VPNError):
         self.what = what
 
 
-@frozen
-class AllowedIPChange:
+class AllowedIPChange(NamedTuple):
     """One ``allowed_ip`` line; host bits are cleared, as WireGuard does."""
 
     network: Network
@@ -329,11 +328,12 @@ def _key(key: str, value: str) -> bytes:
 
 def _private_key(key: str, value: str) -> bytes:
     private = _key(key, value)
-    if private == NO_KEY:
-        return private
-    # RFC 7748, 5: what X25519 makes of it anyway; so that we show what others show.
-    first, last = private[0] & 248, private[31] & 127 | 64
-    return bytes((first,)) + private[1:31] + bytes((last,))
+    return private if private == NO_KEY else clamped(private)
+
+
+def clamped(private: bytes) -> bytes:
+    """A private key as X25519 uses it (RFC 7748, 5), and as others show it therefore."""
+    return bytes((private[0] & 248, *private[1:31], private[31] & 127 | 64))
 
 
 def _endpoint(key: str, value: str) -> tuple[str, int]:
@@ -342,6 +342,8 @@ def _endpoint(key: str, value: str) -> tuple[str, int]:
     try:
         port = _number(key, digits, 0xFFFF)
         IPv6Address(host[1:-1]) if bracketed else IPv4Address(host)
+        if not port:
+            raise ValueError
     except (UAPIError, ValueError):
         raise UAPIError(errno.EINVAL, f"{key}: not an address and port: {_shown(value)}") from None
     return (host[1:-1] if bracketed else host, port)
