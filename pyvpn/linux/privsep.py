@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyvpn.errors import CommandFailed, StartError
 from pyvpn.linux import privileged
@@ -24,11 +24,25 @@ ANSWER_TIMEOUT = 10.0
 """Seconds to wait for one answer, and for the undo at the end; normal is a few milliseconds."""
 
 
+class Answer(NamedTuple):
+    """What became of one request.
+
+    :ivar number: of :meth:`PrivilegedChild.begin`.
+    :ivar commands: each change as a line for the log, and lines that begin with ``note:``.
+    :ivar error: the change that failed; the system is as it was before the request.
+    """
+
+    number: int | None
+    commands: list[str]
+    error: CommandFailed | None
+
+
 class PrivilegedChild:
     """The one process that changes Linux for us.
 
-    Start it after the service has become a daemon and before it gives up root. All calls block,
-    for at most :data:`ANSWER_TIMEOUT`.
+    Start it after the service has become a daemon and before it gives up root. :meth:`start`,
+    :meth:`apply` and :meth:`close` block, for at most :data:`ANSWER_TIMEOUT`. Who must not wait
+    takes :meth:`begin`, :meth:`fileno` and :meth:`take_answers`, and minds the time.
 
     :param journal_path: its undo journal, ``RUN_DIR/server.journal``; the directory must exist.
     :param ledger_directory: where hubs of one machine agree about sysctls.
@@ -97,6 +111,20 @@ class PrivilegedChild:
         :raises CommandFailed: a change failed; the system is as it was before the call.
         :raises StartError: the child is gone or does not answer.
         """
+        answer = _read(self._answer(self.begin(state)))
+        if answer.error is not None:
+            raise answer.error
+        return answer.commands
+
+    def begin(self, state: SystemState) -> int:
+        """Ask for what :meth:`apply` does and do not wait for it.
+
+        A request is a few KiB, and the socket takes 200 of them: with one at a time under way
+        this does not block. Nor may :meth:`apply` be called meanwhile, which skips its answer.
+
+        :returns: the number that the answer will have.
+        :raises StartError: the child is gone.
+        """
         if self._connection is None:
             raise StartError("the privileged child is not running")
         self._last_id += 1
@@ -105,11 +133,29 @@ class PrivilegedChild:
             self._connection.sendall(json.dumps(request).encode() + b"\n")
         except OSError as error:
             raise StartError(self._lost()) from error
-        reply = self._answer(self._last_id)
-        if not reply["ok"]:
-            failed = reply["error"]
-            raise CommandFailed(failed["argv"], failed["code"], failed["stderr"])
-        return list(reply["commands"])
+        return self._last_id
+
+    def fileno(self) -> int:
+        """The descriptor that is readable when there are answers, or the child's end; -1: none."""
+        return -1 if self._connection is None else self._connection.fileno()
+
+    def take_answers(self) -> list[Answer]:
+        """What has arrived by now, in order; never waits.
+
+        :raises StartError: the child is gone.
+        """
+        if self._connection is None:
+            raise StartError("the privileged child is not running")
+        try:
+            data = self._connection.recv(65536, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data:
+            raise StartError(self._lost())
+        *lines, self._received = (self._received + data).split(b"\n")
+        return [_read(json.loads(line)) for line in lines]
 
     def close(self) -> list[str]:
         """Let it undo everything and end. Harmless twice.
@@ -156,7 +202,7 @@ class PrivilegedChild:
         poll = select.poll()  # select.select cannot watch descriptors above 1023
         poll.register(self._connection, select.POLLIN)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise StartError(f"the privileged child gave no answer within {ANSWER_TIMEOUT:.0f} s")
+            raise no_answer()
         try:
             data = self._connection.recv(65536)
         except OSError:
@@ -170,6 +216,19 @@ class PrivilegedChild:
             f"the privileged child has ended; run 'pyvpn cleanup' if {self.journal_path} is there,"
             " then start again"
         )
+
+
+def no_answer() -> StartError:
+    """The error for a child that was waited for in vain."""
+    return StartError(f"the privileged child gave no answer within {ANSWER_TIMEOUT:.0f} s")
+
+
+def _read(reply: dict[str, Any]) -> Answer:
+    if reply["ok"]:
+        return Answer(reply["id"], list(reply["commands"]), None)
+    failed = reply["error"]
+    error = CommandFailed(failed["argv"], failed["code"], failed["stderr"])
+    return Answer(reply["id"], [], error)
 
 
 def cleanup(

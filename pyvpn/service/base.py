@@ -10,7 +10,6 @@ from typing import Any
 from attrs import frozen
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from pyvpn.config import InstanceFiles
@@ -178,10 +177,6 @@ class VPNService(Service):
         control.listen()
 
     # -- running ------------------------------------------------------------------------------
-
-    def _in_thread(self, call: Callable[..., Any], *arguments: object) -> Deferred[Any]:
-        """Run what blocks; the Deferred fires in the reactor."""
-        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), call, *arguments)
 
     def _note(self, lines: list[str]) -> None:
         """Log what was changed in Linux."""

@@ -8,7 +8,7 @@ from functools import partial
 from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
-from twisted.internet.defer import DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.python.failure import Failure
 
 from pyvpn.config import ClientConfig
@@ -32,12 +32,14 @@ from pyvpn.core.noise import KeyPair
 from pyvpn.core.segments import PREFIX_SIZE
 from pyvpn.core.transport import datagrams_a_send
 from pyvpn.core.vpncore import DEFAULT_INNER_MTU as INNER_MTU
-from pyvpn.errors import ConfigError
+from pyvpn.errors import ConfigError, StartError, StoreError
 from pyvpn.linux.cpu import wants_aes
 from pyvpn.linux.desired import Address, Link, SystemState
 from pyvpn.linux.preflight import ipv6_available, subnet_free
 from pyvpn.service import statistics
 from pyvpn.service.base import Surroundings, VPNService
+from pyvpn.service.childport import ChildPort
+from pyvpn.service.resolver import Resolved, Resolver
 from pyvpn.service.twistd import Process
 from pyvpn.state.identity import ClientIdentity
 from pyvpn.tx.linkmonitor import LinkMonitor
@@ -78,6 +80,9 @@ LARGEST_GSO_SIZE = 65_536
 class ClientService(VPNService):
     """A client: logs in, applies what the hub says, stays connected.
 
+    It never has a second thread (docs/architecture.rst, "Decisions"): what would block beside the
+    traffic is done by processes.
+
     :param config: checked settings.
     :param password: the user's; only the key made of it is kept.
     :param process: the twistd process around it, None when embedded elsewhere.
@@ -95,9 +100,9 @@ class ClientService(VPNService):
     ) -> None:
         super().__init__(config.files, process, surroundings or Surroundings(), reactor)
         self._config = config
-        self._password: str | None = password
+        self._password = password
+        self._key: KeyPair | None = None
         self._applying = DeferredLock()
-        self._saving = DeferredLock()
         self._resolving = False
         self._applied: tuple[str, ...] = ()
         self._told: Config | None = None
@@ -161,28 +166,47 @@ class ClientService(VPNService):
         self._open_ports(protocol, make_port(config.port), config.tun, fallback)
 
     def _serve(self) -> None:
+        # Before anything is served: it takes 0.4 s, and nobody waits for us yet.
+        key = self._make_key()
+        self._checked: frozenset[IPv4Network | IPv6Network] = frozenset()
+        self._child_port = ChildPort(self._child, self._reactor)
+        self._undo.push("stop waiting for the privileged child", self._child_port.close)
+        self._resolver = Resolver(self._reactor)
+        self._undo.push("stop looking up names", self._resolver.close)
         self._begin_traffic()
         monitor = LinkMonitor(self._link_changed, self._reactor)
         self._undo.push("stop watching the network", monitor.close)
         self._listen(self._command)
-        password, self._password = self._password, None
-        token = self._config.token
-        key = self._in_thread(
-            password_key,
-            password,
-            self._config.user,
-            token.password_salt,
-            token.log_n,
-            token.r,
-            token.p,
-        )
-        key.addCallback(self._log_in)
-        key.addErrback(self._broken, "making the key of the password")
+        # A name is looked up by a process, whose end only a running reactor notices.
+        self._reactor.callWhenRunning(self._log_in, key)
 
-    def _log_in(self, private: bytes) -> None:
+    def _make_key(self) -> KeyPair:
+        """Make the key of the password once, and forget the password.
+
+        :raises StartError: scrypt cannot have its memory, 128 MiB with the usual token.
+        """
+        if self._key is None:
+            token = self._config.token
+            try:
+                private = password_key(
+                    self._password,
+                    self._config.user,
+                    token.password_salt,
+                    token.log_n,
+                    token.r,
+                    token.p,
+                )
+            except Exception as error:
+                why = str(error) or type(error).__name__
+                raise StartError(f"making the key of the password failed: {why}") from error
+            self._key = KeyPair.of(private)
+            self._password = ""
+        return self._key
+
+    def _log_in(self, key: KeyPair) -> None:
         if not self._serving:
             return
-        self.core.start(KeyPair.of(private), boottime())
+        self.core.start(key, boottime())
         self.protocol.transmit()
 
     def _link_changed(self) -> None:
@@ -202,7 +226,7 @@ class ClientService(VPNService):
             self._resolve()
         elif isinstance(event, StampUsed):
             self._identity.last_stamp = event.nanoseconds
-            self._saving.run(self._in_thread, self._identity.save).addErrback(self._save_failed)
+            self._save()
         elif isinstance(event, Connected):
             self._log.info("{endpoint} has let us in", endpoint=event.endpoint)
             if LoginFlags.DELIVER_ON_POLL in self._offers() & ~event.flags:
@@ -226,8 +250,11 @@ class ClientService(VPNService):
         elif isinstance(event, PortLost):
             self._port_lost(event)
 
-    def _save_failed(self, failure: Failure) -> None:
-        self._log.error("{reason}", reason=failure.getErrorMessage())
+    def _save(self) -> None:
+        try:
+            self._identity.save()
+        except StoreError as error:
+            self._log.error("{reason}", reason=error)
 
     # -- the server's name ----------------------------------------------------------------------
 
@@ -236,21 +263,21 @@ class ClientService(VPNService):
         if self._resolving:
             return
         self._resolving = True
-        self._in_thread(_addresses, self._config.servers).addCallback(self._resolved)
+        servers = [host_port(server, 0) for server in self._config.servers]
+        self._resolver.resolve(servers).addCallback(self._resolved)
 
-    def _resolved(self, found: tuple[list[tuple[str, int]], list[str]]) -> None:
+    def _resolved(self, found: Resolved) -> None:
         self._resolving = False
         if not self._serving:
             return
-        addresses, problems = found
         endpoints = []
-        for host, port in addresses:
+        for host, port in found.places:
             try:
                 endpoints.append(self._udp.endpoint(host, port))
             except ValueError:
                 continue  # IPv6, while this kernel has none
         if not endpoints:
-            for problem in problems:
+            for problem in found.problems:
                 self._log.warn("{problem}; trying on", problem=problem)
         self.core.server_resolved(endpoints, boottime())
         self.protocol.transmit()
@@ -260,16 +287,22 @@ class ClientService(VPNService):
     def _apply(self, config: Config, revision: int) -> None:
         self._told = config
         state = self._system_state(config)
-        networks = [interface.network for interface in config.addresses]
-        done = self._applying.run(self._in_thread, self._set_up, networks, state)
+        networks = frozenset(interface.network for interface in config.addresses)
+        done = self._applying.run(self._set_up, networks, state)
         done.addCallback(self._applied_now, state, revision)
         done.addErrback(self._broken, "setting up the TUN")
 
-    def _set_up(self, networks: list[IPv4Network | IPv6Network], state: SystemState) -> list[str]:
-        """Set the TUN up, unless the hub's networks are in use here already; may block."""
-        remedy = "this machine cannot be in both networks"
-        subnet_free(networks, ours=self._config.tun, remedy=remedy)
-        return self._child.apply(state)
+    def _set_up(
+        self, networks: frozenset[IPv4Network | IPv6Network], state: SystemState
+    ) -> Deferred[list[str]]:
+        """Set the TUN up, unless the hub's networks are in use here already."""
+        # It asks `ip` and blocks for some milliseconds. With other networks than before nothing is
+        # being served; the same ones come with every login, and have been on the TUN since.
+        if networks != self._checked:
+            remedy = "this machine cannot be in both networks"
+            subnet_free(networks, ours=self._config.tun, remedy=remedy)
+            self._checked = networks
+        return self._child_port.apply(state)
 
     def _applied_now(self, lines: list[str], state: SystemState, revision: int) -> None:
         self._note(lines)
@@ -288,7 +321,7 @@ class ClientService(VPNService):
         if self._told is None:
             return
         state = self._system_state(self._told)
-        done = self._applying.run(self._in_thread, self._child.apply, state)
+        done = self._applying.run(self._child_port.apply, state)
         done.addCallback(self._note)
         done.addErrback(self._broken, "setting the TUN's MTU")
 
@@ -357,18 +390,3 @@ def gso_max_size(mtu: int) -> int:
     # Below one piece more, even of the shortest: IPv6 and TCP with time stamps.
     size = (datagrams_a_send(mtu + PREFIX_SIZE) + 1) * (mtu - 72) - 1 + _TCP_HEADROOM
     return min(size, LARGEST_GSO_SIZE)
-
-
-def _addresses(servers: tuple[str, ...]) -> tuple[list[tuple[str, int]], list[str]]:
-    """Resolve servers to numeric addresses and ports, and say what went wrong; may block."""
-    found: list[tuple[str, int]] = []
-    problems: list[str] = []
-    for server in servers:
-        host, port = host_port(server, 0)
-        try:
-            answers = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-        except OSError as error:
-            problems.append(f"cannot resolve {host}: {error.strerror or error}")
-            continue
-        found += [(str(answer[4][0]), port) for answer in answers]
-    return list(dict.fromkeys(found)), problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from pyvpn.errors import CommandFailed, StartError
 from pyvpn.linux import privsep
 from pyvpn.linux.desired import Address, Link, SystemState
-from pyvpn.linux.privsep import PrivilegedChild, cleanup
+from pyvpn.linux.privsep import Answer, PrivilegedChild, cleanup
 from pyvpn.linux.system import LinuxSystem
 from pyvpn.testing.linux import render
 from tests.linux.worlds import KernelWorld, files_in, own_directory
@@ -124,6 +125,30 @@ class RealChild(SynchronousTestCase):
         self.assertFalse(running(pid))
         self.assertEqual(self.shown(), before)
         self.assertEqual(files_in(self.directory), [])
+
+    def test_without_waiting(self) -> None:
+        """A begun request is answered on a descriptor, once, with its number; apply() goes on."""
+        self.world.add_tun("leamit0")
+        child = self.start()
+        self.assertEqual(child.take_answers(), [])
+        first = child.begin(HUB)
+        refused = child.begin(SystemState((Link("nowhere0", 1416),)))
+        answers: list[Answer] = []
+        while len(answers) < 2:
+            self.assertTrue(select.select([child.fileno()], [], [], PATIENCE)[0])
+            answers += child.take_answers()
+        self.assertEqual([answer.number for answer in answers], [first, refused])
+        self.assertIn("ip address add 10.10.0.1/24 dev leamit0", answers[0].commands)
+        self.assertIsNone(answers[0].error)
+        self.assertEqual(answers[1].commands, [])
+        self.assertIn("no interface nowhere0", str(answers[1].error))
+        self.assertEqual(child.take_answers(), [])
+        child.apply(HUB)
+        child.close()
+        self.assertEqual(child.fileno(), -1)
+        for use in (lambda: child.begin(HUB), child.take_answers):
+            error = self.assertRaises(StartError, use)
+            self.assertEqual(str(error), "the privileged child is not running")
 
     def test_failed_apply(self) -> None:
         """A refused change comes as CommandFailed with the command, and the child goes on."""

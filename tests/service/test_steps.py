@@ -12,9 +12,11 @@ from unittest import mock
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from pyvpn.config import ClientConfig, ServerConfig
+from pyvpn.core.noise import KeyPair
 from pyvpn.errors import CommandFailed, StartError, StoreError
 from pyvpn.linux.desired import SystemState
 from pyvpn.service.base import Surroundings, VPNService
@@ -194,7 +196,7 @@ class ClientStepsTests(StepsMixin, TestCase):
     ]
 
     def make(self) -> VPNService:
-        # The cheapest key that a token may ask for: the thread ends with the test.
+        # The cheapest key that a token may ask for.
         token = StateDirectory(self.directory / "state").token
         quick = NetworkToken(
             15, 8, 1, token.login_public, token.network_secret, token.password_salt
@@ -209,6 +211,40 @@ class ClientStepsTests(StepsMixin, TestCase):
             run_dir=self.directory / "run",
         )
         return ClientService(config, "correct horse", None, self.surroundings())
+
+    def test_no_key(self) -> Deferred[None]:
+        """A key that cannot be made fails the start with a line, before anything is served."""
+
+        async def run() -> None:
+            for error, why in ((ValueError("memory limit exceeded"),) * 2, (MemoryError(),) * 2):
+                service = self.make()
+                with mock.patch("pyvpn.service.client.password_key", side_effect=error):
+                    started = _start(service)
+                self.assertIsInstance(started, StartError)
+                line = f"making the key of the password failed: {str(why) or 'MemoryError'}"
+                self.assertEqual(str(started), line)
+                await maybeDeferred(service.stopService)
+                self.assertNothingLeft()
+
+        return Deferred.fromCoroutine(run())
+
+    def test_start_again(self) -> Deferred[None]:
+        """A service that was stopped starts again, with the key that it made the first time."""
+
+        async def run() -> None:
+            service = self.make()
+            made = KeyPair.of(bytes(range(32)))
+            keys = mock.patch("pyvpn.service.client.password_key", side_effect=[made.private])
+            with keys, mock.patch("pyvpn.core.client.VPNClient.start") as begin:
+                for _ in range(2):
+                    self.assertIsNone(_start(service))
+                    await deferLater(reactor, 0)  # it logs in when the reactor runs
+                    self.assertEqual(begin.call_args.args[0].public, made.public)
+                    await maybeDeferred(service.stopService)
+                    self.assertNothingLeft()
+            self.assertEqual(begin.call_count, 2)
+
+        return Deferred.fromCoroutine(run())
 
 
 def _start(service: VPNService) -> Exception | None:
