@@ -61,6 +61,22 @@ class Reply(SynchronousTestCase):
         self.assertEqual(reply[8:], nonce + sealed + tag)
         self.assertEqual(open_cookie_reply(reply, KEY, 0x11223344, message), cookie)
 
+    def test_first_bytes(self) -> None:
+        """A reply begins as its maker was told, and opens only where that is expected."""
+        first_bytes = bytes([3, 0, 0, 0])
+        numbers = iter(range(2))
+        made = CookieChecker(KEY, lambda count: bytes([next(numbers)]) * count, first_bytes)
+        reply, login = (maker.reply(initiation(), 77, ADDRESS, 0.0) for maker in (made, checker()))
+        self.assertEqual(reply[:8].hex(), "030000004d000000")
+        self.assertEqual(reply[8:], login[8:])
+        cookie = open_cookie_reply(reply, KEY, 77, initiation(), first_bytes)
+        self.assertEqual(cookie, open_cookie_reply(login, KEY, 77, initiation()))
+        self.refused("handshake_version", reply)
+        error = self.assertRaises(
+            RemoteProtocolError, open_cookie_reply, login, KEY, 77, initiation(), first_bytes
+        )
+        self.assertEqual(error.reason, "handshake_version")
+
     def test_published_vector_of_the_first_half(self) -> None:
         """HChaCha20 is that of draft-irtf-cfrg-xchacha-03, section 2.2.1."""
         nonce = bytes.fromhex("000000090000004a0000000031415927")
