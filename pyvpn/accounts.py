@@ -12,13 +12,13 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pyvpn import config
 from pyvpn.config import InstanceFiles
-from pyvpn.control_client import NoPrivilege, NotRunning, ask, listener_pid
+from pyvpn.control_client import NoPrivilege, ask, listener_pid
 from pyvpn.errors import ConfigError, StoreError
 from pyvpn.terminal import DASH, emphasised, prompt, say, table
 from pyvpn.token import make_password, password_problem
@@ -28,13 +28,40 @@ if TYPE_CHECKING:
 
 DONE: Final = 0
 
+T = TypeVar("T")
+
+
+#: Does one command of administration, by its name and arguments; gives its result.
+Do = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
+
 
 def administer(options: argparse.Namespace, command: str, **arguments: str) -> dict[str, Any]:
     """The result of a command, by the running hub or on its state directory."""
+
+    async def once(do: Do) -> dict[str, Any]:
+        return await do(command, **arguments)
+
+    return conversation(options, once)
+
+
+def conversation(options: argparse.Namespace, talk: Callable[[Do], Coroutine[Any, Any, T]]) -> T:
+    """The result of several commands in a row, all by the running hub or all on its directory.
+
+    Not to be called twice: a reactor runs once.
+    """
+    hub = hub_socket(options)
+    if listener_pid(hub) is None:
+        return alone(options.state_dir, talk)
+
+    async def by_hub(command: str, **arguments: str) -> dict[str, Any]:
+        return ask(hub, command, arguments)
+
     try:
-        return ask(hub_socket(options), command, arguments)
-    except NotRunning:
-        return alone(options.state_dir, command, arguments)
+        talk(by_hub).send(None)  # it never waits
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    raise AssertionError("a conversation with the hub waits for nothing else")
 
 
 def hub_socket(options: argparse.Namespace) -> Path:
@@ -42,8 +69,8 @@ def hub_socket(options: argparse.Namespace) -> Path:
     return InstanceFiles.of("server", options.run_dir, options.state_dir).socket
 
 
-def alone(state_dir: Path, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The result of a command, with the state directory locked for ourselves."""
+def alone(state_dir: Path, talk: Callable[[Do], Coroutine[Any, Any, T]]) -> T:
+    """The result of several commands, with the state directory locked for ourselves."""
     from pyvpn.admin import Administration
     from pyvpn.state.directory import StateDirectory
     from pyvpn.state.sqlite import SQLiteStore
@@ -55,13 +82,18 @@ def alone(state_dir: Path, command: str, arguments: dict[str, Any]) -> dict[str,
         store = SQLiteStore(state.store_path)
         store.open()
 
-        async def work() -> dict[str, Any]:
+        async def work() -> T:
+            administration = Administration(store, state, None)
+
+            async def by_us(command: str, **arguments: str) -> dict[str, Any]:
+                return dict(await administration.run(command, arguments))
+
             try:
-                return dict(await Administration(store, state, None).run(command, arguments))
+                return await talk(by_us)
             finally:
                 await store.close()
 
-        result: dict[str, Any] = in_reactor(work)
+        result: T = in_reactor(work)
         return result
     finally:
         state.unlock()

@@ -25,7 +25,7 @@ from ipaddress import (
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from pyvpn.config import read_text
 from pyvpn.errors import ConfigError
@@ -417,16 +417,6 @@ def _peer(section: _Section, name: str) -> PeerConf:
         endpoint=values.get("Endpoint"),
         keepalive=values.get("PersistentKeepalive", 0),
         name=section.name or section.title,
-    )
-
-
-def stripped(conf: WireGuardConf) -> WireGuardConf:
-    """Only what wg(8) itself knows, as ``wg-quick strip``."""
-    return WireGuardConf(
-        private_key=conf.private_key,
-        listen_port=conf.listen_port,
-        fwmark=conf.fwmark,
-        peers=tuple(evolve(peer, name="") for peer in conf.peers),
     )
 
 

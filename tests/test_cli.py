@@ -393,7 +393,7 @@ class HubTests(CommandTestCase):
                      "sudo pyvpn join 'LINK'"):  # fmt: skip
             self.assertIn(part, out)
         self.assertNotIn("not running", out)
-        self.patch(accounts, "alone", lambda state_dir, command, arguments: {"link": LINK})
+        self.patch(accounts, "alone", lambda state_dir, talk: {"link": LINK})
         out = self.pyvpn("--run-dir", str(self.base / "other"), "invite", "kiwi")[1]
         self.assertIn("The hub is not running; start it with: sudo pyvpn up server", out)
 
