@@ -335,9 +335,12 @@ class WireGuardPeers:
         self._give_up(peer)
         session = self._session(index, keys, now)
         self._core._sessions[index] = (peer, session)
-        # Older keys that wait for a first packet will not get one: these are newer.
-        self._core._forget(peer, peer.next)
+        crossed, peer.next = peer.next, None
         self._make_current(peer, session, endpoint, True, now)
+        if crossed is not None:
+            # Two handshakes have met. The other end may send on either, so both are kept.
+            self._core._forget(peer, peer.previous)
+            peer.previous = crossed
         if not peer.staged:
             self._say_something(peer, now)  # the other end waits for our first packet
         self._core._send_staged(peer, now)

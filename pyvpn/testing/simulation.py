@@ -12,7 +12,14 @@ import heapq
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from hashlib import blake2s
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from random import Random
 from typing import Any, NamedTuple
 
@@ -38,7 +45,8 @@ from pyvpn.core.noise import KeyPair
 from pyvpn.core.server import (
     VPNServer,
 )
-from pyvpn.core.vpncore import VPNCore
+from pyvpn.core.wireguarddevice import WireGuardDevice
+from pyvpn.core.wireguardpeers import WireGuardPeer
 from pyvpn.errors import AddressTaken, PoolExhausted
 
 #: 2024-01-01 00:00 UTC in Unix nanoseconds, and an uptime in seconds that is not a round number.
@@ -166,7 +174,7 @@ class Node:
     :ivar wall_step: nanoseconds by which its wall clock is wrong.
     """
 
-    core: VPNCore[Any]
+    core: Any
 
     def __init__(self, simulation: Simulation, endpoint: Endpoint) -> None:
         self.simulation = simulation
@@ -471,6 +479,34 @@ class Client(Node):
             self.core.config_applied(event.revision, self.simulation.now)
 
 
+class StockDevice(Node):
+    """A machine with a stock WireGuard interface.
+
+    :ivar inner: its addresses in the VPN.
+    """
+
+    core: WireGuardDevice
+
+    def __init__(
+        self, simulation: Simulation, endpoint: Endpoint, inner: tuple[IPv4Address, IPv6Address]
+    ) -> None:
+        super().__init__(simulation, endpoint)
+        self.inner = inner
+        self.pair = KeyPair.of(simulation.random_bytes(32))
+        self.restart()
+
+    def restart(self) -> None:
+        """Start anew with the same key, as after a crash; it knows no peers yet."""
+        simulation = self.simulation
+        self.core = WireGuardDevice(
+            wall_clock=self.wall_clock, random_bytes=simulation.random_bytes
+        )
+        self.core.wireguard.set_private_key(self.pair.private, simulation.now)
+
+    def _event(self, event: object) -> None:
+        pass
+
+
 class Simulation:
     """One hub, its clients, and the time they live in.
 
@@ -517,6 +553,26 @@ class Simulation:
         client = Client(self, endpoint, user, password, **options)
         self.nodes[endpoint] = client
         return client
+
+    def add_stock_device(self, number: int) -> StockDevice:
+        """Set up a stock device with the given host number in the network; it has no peers yet."""
+        endpoint = self.new_endpoint()
+        device = StockDevice(self, endpoint, (NETWORK4[number], NETWORK6[number]))
+        self.nodes[endpoint] = device
+        return device
+
+    def acquaint(
+        self, one: Node, other: StockDevice, *, psk: bytes = bytes(32), keepalive: int = 0
+    ) -> WireGuardPeer:
+        """Make a stock device a peer of a hub or another device, which gets its addresses."""
+        wireguard = one.core.wireguard
+        peer: WireGuardPeer = wireguard.add(other.pair.public, self.now)
+        wireguard.set_psk(peer, psk, self.now)
+        for address in other.inner:
+            wireguard.allow(peer, ip_network(address))
+        wireguard.set_keepalive(peer, keepalive, self.now)
+        one.drain()
+        return peer
 
     def new_endpoint(self) -> Endpoint:
         """An address of the internet that nobody has."""
