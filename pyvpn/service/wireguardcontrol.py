@@ -227,9 +227,9 @@ class _Request:
         wireguard, now = self._wireguard, self._now
         if changes.private_key is not None:
             private = changes.private_key if changes.private_key != NO_KEY else None
-            wireguard.set_private_key(private, now)
-            if wireguard.identity is not None:
-                self._remove(wireguard.identity.public)
+            before = set(wireguard.peers)
+            wireguard.set_private_key(private, now)  # which removes a peer that has this key
+            self.touched |= before - set(wireguard.peers)
         if changes.replace_peers:
             for public_key in list(wireguard.peers):
                 self._remove(public_key)
