@@ -6,26 +6,34 @@ import getpass
 import os
 import sys
 
-from pyvpn.config import ClientConfig, read_password_file
+from pyvpn.config import ClientConfig, WireGuardClientConfig, read_password_file
 from pyvpn.errors import ConfigError
 from pyvpn.linux import preflight
 from pyvpn.linux.commandline import wipe_argument
 from pyvpn.linux.cpu import cipher_warnings
-from pyvpn.service.base import Surroundings
+from pyvpn.service import wireguardsetup
+from pyvpn.service.base import Surroundings, VPNService
 from pyvpn.service.client import ClientService
 from pyvpn.service.options import ServiceOptions
+from pyvpn.service.wireguardclient import WireGuardClientService
+from pyvpn.wgconf import WireGuardConf, load_conf
 
 PASSWORD_VARIABLE = "PYVPN_PW"
 
 
 class Options(ServiceOptions):
-    """Options of a client; what is not given comes from the profile that ``pyvpn join`` made."""
+    """Options of a client; what is not given comes from the profile that ``pyvpn join`` made.
+
+    With ``--wireguard`` it is a client of a foreign WireGuard server, and the file says the rest.
+    """
 
     command = "pyvpn-client"
     synopsis = "[options]"
     longdesc = (
         "A client of a PyVPN network. Without --pw the password comes from --pw-file,"
-        f" ${PASSWORD_VARIABLE}, the profile's password file, or a question on the terminal."
+        f" ${PASSWORD_VARIABLE}, the profile's password file, or a question on the terminal. With"
+        " --wireguard it is a client of a WireGuard server instead; of the other options it takes"
+        " --interface, --port, --tun, --mtu, --state-dir and --run-dir then."
     )
 
     optParameters = [
@@ -45,12 +53,15 @@ class Options(ServiceOptions):
         ["cipher", None, None, "auto, aes-256-gcm or chacha20-poly1305 [default: auto]"],
         ["deliver", None, None, "push or poll: when the hub sends what is for us [default: push]"],
         ["poll-interval", None, None, "seconds between polls [default: 25 with push, 1 with poll]"],
+        ["wireguard", None, None, "FILE.conf: join a WireGuard server as this wg-quick file says"],
         ["state-dir", None, None, "device id and logs [default: /var/lib/pyvpn]"],
         ["run-dir", None, None, "pid file, control socket [default: /run/pyvpn]"],
     ]
 
-    config: ClientConfig
+    #: With the password, or else with the file.
+    config: ClientConfig | WireGuardClientConfig
     password: str
+    conf: WireGuardConf | None = None
 
     def opt_pw(self, password: str) -> None:
         """the password; better not given here, where the shell's history keeps it"""
@@ -66,27 +77,46 @@ class Options(ServiceOptions):
         self["tun-addr"] = address
 
     def check(self) -> None:
-        self.config = ClientConfig.load(self)
-        self.check_machine(self.config.tun, self.config.files)
-        if self.config.port_explicit:
-            preflight.udp_port_free(self.config.port, self.config.interface)
-        preflight.writable(self.config.state_dir)
-        for line in cipher_warnings(self.config.cipher):
+        if self["wireguard"] is not None:
+            self._check_wireguard()
+            return
+        self.config = config = ClientConfig.load(self)
+        self.check_machine(config.tun, config.files)
+        if config.port_explicit:
+            preflight.udp_port_free(config.port, config.interface)
+        preflight.writable(config.state_dir)
+        for line in cipher_warnings(config.cipher):
             self.warn(line)
-        self.place_files(self.config.files)
-        self.password = self._password()
+        self.place_files(config.files)
+        self.password = self._password(config)
 
-    def _password(self) -> str:
+    def _check_wireguard(self) -> None:
+        self.config = config = WireGuardClientConfig.load(self)
+        self.conf = conf = load_conf(config.file)
+        wireguardsetup.check(config, conf)
+        self.check_machine(config.tun, config.files)
+        preflight.subnet_free(
+            wireguardsetup.own_networks(conf), remedy="change Address in the file"
+        )
+        port = wireguardsetup.port(config, conf)
+        if port:
+            preflight.udp_port_free(port, config.interface)
+        preflight.writable(config.state_dir)
+        for line in wireguardsetup.warnings(config, conf):
+            self.warn(line)
+        self.place_files(config.files)
+
+    def _password(self, config: ClientConfig) -> str:
         if self.get("pw") is not None:
             password = self["pw"]
         elif self["pw-file"] is not None:
             password = read_password_file(self["pw-file"])
         elif PASSWORD_VARIABLE in os.environ:
             password = os.environ.pop(PASSWORD_VARIABLE)
-        elif self.config.password_file is not None:
-            password = read_password_file(str(self.config.password_file))
+        elif config.password_file is not None:
+            password = read_password_file(str(config.password_file))
         elif sys.stdin.isatty():
-            password = getpass.getpass(f"Password of {self.config.user}: ")
+            password = getpass.getpass(f"Password of {config.user}: ")
         else:
             raise ConfigError(
                 "no password: give --pw-file FILE, or start it on a terminal to be asked"
@@ -96,8 +126,11 @@ class Options(ServiceOptions):
         return str(password)
 
 
-def makeService(options: Options) -> ClientService:
+def makeService(options: Options) -> VPNService:
     """Assemble a client; nothing is opened before it starts."""
-    return ClientService(
-        options.config, options.password, options.process(), Surroundings(owner=options.owner())
-    )
+    config, process = options.config, options.process()
+    surroundings = Surroundings(owner=options.owner())
+    if isinstance(config, WireGuardClientConfig):
+        assert options.conf is not None
+        return WireGuardClientService(config, options.conf, process, surroundings)
+    return ClientService(config, options.password, process, surroundings)

@@ -55,6 +55,7 @@ __all__ = [  # the parsers of single values belong to this module's face too
     "InstanceFiles",
     "Profile",
     "ServerConfig",
+    "WireGuardClientConfig",
     "address",
     "choose_profile",
     "cipher",
@@ -518,6 +519,78 @@ class ClientConfig:
         config = cls(**values)
         config.files  # noqa: B018  (refuses a run directory that no socket fits in)
         return config
+
+    @property
+    def files(self) -> InstanceFiles:
+        """Pid file, control socket, journal and log of this client."""
+        return InstanceFiles.of(f"client-{self.profile}", self.run_dir, self.state_dir)
+
+
+_WIREGUARD_OPTIONS: Final[Mapping[str, _Key]] = {
+    "wireguard": _text(lambda text: Path(os.path.expanduser(file_name(text))).absolute()),
+    "tun": _text(tun_name),
+    "mtu": _integer(mtu),
+    "port": _integer(local_port),
+    "interface": _text(interface_address),
+    "run_dir": _text(directory),
+    "state_dir": _text(directory),
+}
+#: What a client of a foreign WireGuard server has no use for: its file says all that.
+_NOT_WITH_WIREGUARD: Final = (
+    *("pw", "pw_file", "server", "user", "token_file", "profile", "profile_dir", "tun_addr"),
+    *("tun_dstaddr", "tun_netmask", "cipher", "deliver", "poll_interval"),
+)
+
+
+@frozen
+class WireGuardClientConfig:
+    """What ``pyvpn-client --wireguard FILE.conf`` is told beside the file.
+
+    The TUN has the file's name, as with wg-quick, and so has the client for ``pyvpn status``.
+    ``None`` leaves it to the file.
+    """
+
+    file: Path
+    tun: str
+    mtu: int | None = None
+    port: int | None = None
+    interface: str | None = None
+    run_dir: Path = RUN_DIR
+    state_dir: Path = STATE_DIR
+
+    @classmethod
+    def load(cls, overrides: Mapping[str, object]) -> WireGuardClientConfig:
+        """Take the options.
+
+        :param overrides: options by name (hyphens or underscores), ``wireguard`` among them.
+        :raises ConfigError: naming the option.
+        """
+        given = {name.replace("-", "_") for name, value in overrides.items() if value is not None}
+        for key in _NOT_WITH_WIREGUARD:
+            if key in given:
+                raise ConfigError(
+                    "does not go with --wireguard, whose file says who we are and where the server"
+                    " is",
+                    path="--" + key.replace("_", "-"),
+                )
+        values = _options(overrides, _WIREGUARD_OPTIONS)
+        file = values.pop("wireguard")
+        if "tun" not in values:
+            try:
+                values["tun"] = tun_name(file.name.removesuffix(".conf"))
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{error.message}; name it with --tun", path="--wireguard"
+                ) from None
+        profile_name(values["tun"])  # refuses the hub's
+        config = cls(file, **values)
+        config.files  # noqa: B018  (refuses a run directory that no socket fits in)
+        return config
+
+    @property
+    def profile(self) -> str:
+        """The name by which ``pyvpn status``, ``logs`` and ``down`` know this client."""
+        return self.tun
 
     @property
     def files(self) -> InstanceFiles:

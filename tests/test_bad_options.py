@@ -155,7 +155,7 @@ CLIENT_OPTIONS: dict[str, list[tuple[str, str]]] = {
     "run-dir": [("", "give the name of a directory")],
 }  # fmt: skip
 #: Whose values are files; below they have tables of their own.
-SERVER_FILES, CLIENT_FILES = {"config"}, {"token-file", "pw-file"}
+SERVER_FILES, CLIENT_FILES = {"config"}, {"token-file", "pw-file", "wireguard"}
 
 
 class OptionsCase(SynchronousTestCase):
@@ -166,7 +166,7 @@ class OptionsCase(SynchronousTestCase):
         self.addCleanup(shutil.rmtree, self.home)
         self.patch(ServiceOptions, "check_machine", lambda *arguments: None)
         for check in ("udp_port_free", "subnet_free", "writable"):
-            self.patch(preflight, check, lambda *arguments: None)
+            self.patch(preflight, check, lambda *arguments, **named: None)
         self.patch(preflight, "warnings", list)
         self.patch(sys, "stdin", io.StringIO())
         os.environ.pop("PYVPN_PW", None)

@@ -23,10 +23,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "files"}),
     frozenset({"core"}),
     frozenset({"token", "values", "config", "uapi", "wgconf", "state"}),
-    frozenset({"linux", "tx", "admin", "control_client"}),
+    frozenset({"linux", "tx", "admin", "peers", "control_client"}),
     frozenset({"service", "testing"}),
     frozenset({"server_tap", "client_tap", "cli", "accounts", "instance", "status", "terminal"})
-    | frozenset({"peers_cli", "qrcode"}),
+    | frozenset({"peers_cli", "qrcode", "wireguard_program"}),
 )
 
 # What each unit must not know besides (docs/architecture.rst); a name stands for all below it.

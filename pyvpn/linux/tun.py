@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import struct
 from collections.abc import Callable
 
@@ -25,6 +26,7 @@ _IFF_VNET_HDR = 0x4000
 _IFF_TUN_EXCL = 0x8000
 _TUNSETOFFLOAD = 0x400454D0
 _TUNSETVNETHDRSZ = 0x400454D8
+_SIOCSIFMTU = 0x8922  # linux/sockios.h
 
 # TUN_F_CSUM, _TSO4 and _TSO6, _USO4 and _USO6. TUN_F_TSO_ECN is not among them: without it a
 # super-packet never carries CWR, which only the first of its segments may have (RFC 3168).
@@ -119,6 +121,19 @@ def negotiate_offloads(fd: int, ioctl: Callable[[int, int, int], object] = fcntl
         return wanted
     ioctl(fd, _TUNSETOFFLOAD, 0)
     return Offloads()
+
+
+def set_mtu(name: str, mtu: int) -> None:
+    """Set the MTU in bytes of an interface of our own, where no privileged child does it.
+
+    :raises StartError: there is no such interface in this namespace, or no privilege.
+    """
+    request = struct.pack("16si20x", os.fsencode(name), mtu)  # struct ifreq, 40 bytes
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            fcntl.ioctl(control, _SIOCSIFMTU, request)
+    except OSError as error:
+        raise StartError(f"cannot set the MTU of {name} to {mtu}: {error.strerror}") from error
 
 
 def explain_tun_error(name: str, error: OSError, node: str = DEVICE_NODE) -> str:
