@@ -8,24 +8,47 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine
+from ipaddress import ip_address
 from shlex import quote
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from attrs import evolve, frozen
 from twisted.internet.defer import Deferred, DeferredLock
 
 from pyvpn.core.control import ByeReason
+from pyvpn.core.leases import AddressPool
 from pyvpn.errors import ConfigError
+from pyvpn.peers import NewPeer, StockPeers, addresses_of, restored_leases
 from pyvpn.state.directory import StateDirectory
-from pyvpn.state.interface import AuditRecord, Device, IStore, User
+from pyvpn.state.interface import AuditRecord, Device, IStore, User, WireGuardPeerRecord
+from pyvpn.state.network import HubNetwork
 from pyvpn.token import MAX_LINK_ADDRESSES, JoinLink, host_and_port, user_name
+from pyvpn.wgconf import (
+    NO_PSK,
+    format_key,
+    parse_allowed_ips,
+    parse_endpoint,
+    parse_keepalive,
+    parse_key,
+)
+
+T = TypeVar("T")
 
 #: The store's setting with the hub's public addresses, ``host:port`` joined by commas.
 ENDPOINT_SETTING = "endpoint"
 
 
+#: The largest inner MTU of stock peers: it fits in 1,500 bytes of IPv6 (PROTOCOL 5).
+PEER_MTU: Final = 1416
+
+
 class LiveHub(Protocol):
-    """A running hub, as far as administration touches it."""
+    """A running hub, as far as administration touches it.
+
+    :ivar peers: its stock WireGuard peers.
+    """
+
+    peers: StockPeers
 
     def user_changed(self, name: str, public_key: bytes | None, reason: ByeReason) -> None:
         """A user's row was written.
@@ -42,6 +65,7 @@ class LiveHub(Protocol):
 class _Command:
     run: Callable[[Administration, dict[str, str]], Coroutine[Any, Any, dict[str, Any]]]
     arguments: frozenset[str]
+    optional: frozenset[str] = frozenset()
 
 
 class Administration:
@@ -67,6 +91,7 @@ class Administration:
         self._wall_clock = wall_clock
         # Between looking a name up and writing it no other command may come.
         self._turn = DeferredLock()
+        self._peers = None if hub is None else hub.peers
 
     def run(self, command: str, arguments: dict[str, Any]) -> Deferred[dict[str, Any]]:
         """Do one command.
@@ -80,7 +105,10 @@ class Administration:
         known = _COMMANDS.get(command)
         if known is None:
             raise ConfigError(f"unknown command {command!r}; known are {', '.join(_COMMANDS)}")
-        if not isinstance(arguments, dict) or set(arguments) != known.arguments:
+        if (
+            not isinstance(arguments, dict)
+            or set(arguments) - known.optional != known.arguments - known.optional
+        ):
             wanted = ", ".join(sorted(known.arguments)) or "none"
             raise ConfigError(f"{command}: wrong arguments; expected: {wanted}")
         for name, value in arguments.items():
@@ -96,12 +124,16 @@ class Administration:
             raise ConfigError(
                 f"user '{name}' exists already; for a new password: pyvpn user passwd {quote(name)}"
             )
+        if any(peer.name == name for peer in self._store.peers().values()):
+            raise ConfigError(f"there is a WireGuard peer '{name}'; choose another name")
+        self._check_not_a_peer(key)
         return await self._change(User(name, key, True, self._now()), "user_added")
 
     async def user_passwd(self, arguments: dict[str, str]) -> dict[str, Any]:
         """{name, public_key in hex} → {user}: a new password."""
         user = self._existing(arguments)
         key = _public_key(arguments["public_key"])
+        self._check_not_a_peer(key)
         return await self._change(evolve(user, public_key=key), "user_password_changed")
 
     async def user_enable(self, arguments: dict[str, str]) -> dict[str, Any]:
@@ -162,11 +194,12 @@ class Administration:
         return {"endpoint": endpoint}
 
     async def status(self, arguments: dict[str, str]) -> dict[str, Any]:
-        """{} → {running, state_dir, endpoint, users, users_enabled, devices, hub}.
+        """{} → {running, state_dir, endpoint, users, users_enabled, devices, peers, peers_enabled,
+        hub}.
 
         ``hub`` is what the running hub says of itself, or None.
         """
-        users = self._store.users().values()
+        users, peers = self._store.users().values(), self._store.peers().values()
         return {
             "running": self._hub is not None,
             "state_dir": str(self._state.path),
@@ -174,8 +207,123 @@ class Administration:
             "users": len(users),
             "users_enabled": sum(user.enabled for user in users),
             "devices": len(self._store.devices()),
+            "peers": len(peers),
+            "peers_enabled": sum(peer.enabled for peer in peers),
             "hub": None if self._hub is None else self._hub.status(),
         }
+
+    # -- stock WireGuard peers -----------------------------------------------------------------
+
+    async def peer_add(self, arguments: dict[str, str]) -> dict[str, Any]:
+        """{name, public_key and psk in base64, allowed_ips with commas, keepalive, endpoint} →
+        {name, addresses, hub_public_key, endpoint, networks, mtu, warnings}: a new peer.
+
+        ``psk`` may be empty. Without ``allowed_ips`` it gets leased addresses alone; those of the
+        VPN's own networks in it become its own. ``endpoint`` is ``address:port`` or empty or not
+        given. The answer has what the peer's .conf says; its ``endpoint`` is the hub's or None.
+        """
+        new = NewPeer(
+            name=_peer_name(arguments),
+            public_key=_parsed(arguments, "public_key", parse_key),
+            psk=_parsed(arguments, "psk", parse_key) if arguments["psk"] else NO_PSK,
+            networks=_parsed(arguments, "allowed_ips", parse_allowed_ips),
+            keepalive=_parsed(arguments, "keepalive", parse_keepalive),
+            endpoint=_parsed(arguments, "endpoint", _numeric_endpoint)
+            if arguments.get("endpoint")
+            else None,
+        )
+        record, warnings = await self._stock_peers().add(new)
+        await self._audit(record.name, "peer_added", format_key(record.public_key))
+        network = HubNetwork.stored(self._store)
+        endpoint = self._store.setting(ENDPOINT_SETTING)
+        return {
+            "name": record.name,
+            "addresses": addresses_of(record),
+            "hub_public_key": format_key(self._stock_peers().hub_public),
+            "endpoint": endpoint.split(",")[0] if endpoint else None,
+            "networks": list(map(str, network.networks())),
+            "mtu": min(PEER_MTU, network.mtu),
+            "warnings": warnings,
+        }
+
+    async def peer_list(self, arguments: dict[str, str]) -> dict[str, Any]:
+        """{} → {peers}: all by name; those that the hub has in use with what it knows of them."""
+        records = sorted(self._store.peers().values(), key=lambda record: record.name)
+        return {"peers": [self._peer_row(record) for record in records]}
+
+    async def peer_enable(self, arguments: dict[str, str]) -> dict[str, Any]:
+        """{name} → {peer, warnings}: it may connect again."""
+        record, warnings = await self._stock_peers().enable(_peer_name(arguments))
+        await self._audit(record.name, "peer_enabled")
+        return {"peer": self._peer_row(record), "warnings": warnings}
+
+    async def peer_disable(self, arguments: dict[str, str]) -> dict[str, Any]:
+        """{name} → {peer}: it may connect no more; its session ends, its addresses stay."""
+        record = await self._stock_peers().disable(_peer_name(arguments))
+        await self._audit(record.name, "peer_disabled")
+        return {"peer": self._peer_row(record)}
+
+    async def peer_remove(self, arguments: dict[str, str]) -> dict[str, Any]:
+        """{name} → {name}: the peer is forgotten, and its addresses are free."""
+        record = await self._stock_peers().remove(_peer_name(arguments))
+        await self._audit(record.name, "peer_removed")
+        return {"name": record.name}
+
+    async def peer_export(self, arguments: dict[str, str]) -> dict[str, Any]:
+        """{} → {hub_private_key, port, addresses, peers}: what a .conf of the hub says.
+
+        The rows of ``peers`` are those of :meth:`peer_list` with ``psk`` besides.
+        """
+        network = HubNetwork.stored(self._store)
+        records = sorted(self._store.peers().values(), key=lambda record: record.name)
+        await self._audit(None, "peers_exported")
+        return {
+            "hub_private_key": format_key(self._state.wireguard_private),
+            "port": network.port,
+            "addresses": network.addresses(),
+            "mtu": network.mtu,
+            "peers": [
+                self._peer_row(record)
+                | {"psk": format_key(record.psk) if record.psk != NO_PSK else ""}
+                for record in records
+            ],
+        }
+
+    def _stock_peers(self) -> StockPeers:
+        """The hub's peers; without a running hub, those that it would start with."""
+        if self._peers is None:
+            network = HubNetwork.stored(self._store)
+            pool = AddressPool(network.subnet, network.subnet6)
+            self._peers = StockPeers(
+                self._store, pool, self._state.wireguard_public, wall_clock=self._wall_clock
+            )
+            self._peers.restore()
+            restored_leases(pool, self._store)
+        return self._peers
+
+    def _peer_row(self, record: WireGuardPeerRecord) -> dict[str, Any]:
+        peer = None if self._peers is None else self._peers.in_core(record.public_key)
+        endpoint = record.endpoint if peer is None else peer.endpoint
+        return {
+            "name": record.name,
+            "public_key": format_key(record.public_key),
+            "addresses": addresses_of(record),
+            "allowed_ips": list(record.allowed_ips),
+            "keepalive": record.keepalive,
+            "enabled": record.enabled,
+            "created": record.created,
+            "endpoint": None if endpoint is None else str(endpoint),
+            "last_handshake": 0 if peer is None else peer.last_handshake // 1_000_000_000,
+            "rx_bytes": 0 if peer is None else peer.rx_bytes,
+            "tx_bytes": 0 if peer is None else peer.tx_bytes,
+        }
+
+    def _check_not_a_peer(self, public_key: bytes) -> None:
+        peer = self._store.peers().get(public_key)
+        if peer is not None:
+            raise ConfigError(f"public_key: the WireGuard peer '{peer.name}' has this key")
+
+    # -- all -----------------------------------------------------------------------------------
 
     async def _change(self, user: User, event: str) -> dict[str, Any]:
         """Write a row, then tell the hub, then the audit log: a revocation waits for no log."""
@@ -213,6 +361,31 @@ def _public_key(text: str) -> bytes:
     return key
 
 
+def _peer_name(arguments: dict[str, str]) -> str:
+    """A peer's name: what may be a user's, since people tell them apart by name alone."""
+    try:
+        return user_name(arguments["name"])
+    except ConfigError as error:
+        raise ConfigError(error.message.replace("user name", "peer name", 1)) from None
+
+
+def _parsed(arguments: dict[str, str], key: str, parse: Callable[[str], T]) -> T:
+    try:
+        return parse(arguments[key])
+    except ConfigError as error:
+        raise ConfigError(error.message, key=key) from None
+
+
+def _numeric_endpoint(text: str) -> str:
+    """``ADDRESS:PORT``: the hub asks no name server."""
+    endpoint = parse_endpoint(text)
+    try:
+        ip_address(endpoint.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        raise ConfigError(f"'{text}' is no numeric address with a port") from None
+    return endpoint
+
+
 def _user_row(user: User) -> dict[str, Any]:
     return {"name": user.name, "enabled": user.enabled, "created": user.created}
 
@@ -239,5 +412,15 @@ _COMMANDS: dict[str, _Command] = {
     "user_remove": _Command(Administration.user_remove, _NAME),
     "invite": _Command(Administration.invite, _NAME),
     "endpoint_set": _Command(Administration.endpoint_set, frozenset({"endpoint"})),
+    "peer_add": _Command(
+        Administration.peer_add,
+        frozenset({"name", "public_key", "psk", "allowed_ips", "keepalive"}),
+        frozenset({"endpoint"}),
+    ),
+    "peer_list": _Command(Administration.peer_list, _NOTHING),
+    "peer_enable": _Command(Administration.peer_enable, _NAME),
+    "peer_disable": _Command(Administration.peer_disable, _NAME),
+    "peer_remove": _Command(Administration.peer_remove, _NAME),
+    "peer_export": _Command(Administration.peer_export, _NOTHING),
     "status": _Command(Administration.status, _NOTHING),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.admin import Administration
 from pyvpn.core.control import ByeReason
+from pyvpn.core.leases import AddressPool
 from pyvpn.errors import ConfigError, StoreError
+from pyvpn.peers import StockPeers
 from pyvpn.state.directory import StateDirectory
 from pyvpn.state.interface import AuditRecord, Device, User
 from pyvpn.state.memory import MemoryStore
@@ -21,6 +24,8 @@ from pyvpn.token import JoinLink
 
 KEY = bytes(range(32))
 OTHER_KEY = bytes(range(32, 64))
+HUB_KEY = b"H" * 32
+SUBNET = IPv4Network("10.10.0.0/24")
 NOW = 1_800_000_000
 ALICE_ROW = {"name": "alice", "enabled": True, "created": NOW}
 
@@ -29,6 +34,7 @@ class RecordingHub:
     """A hub that remembers what it was told, and what the store held at that moment."""
 
     def __init__(self, store: MemoryStore) -> None:
+        self.peers = StockPeers(store, AddressPool(SUBNET, None), HUB_KEY)
         self.told: list[tuple[str, bytes | None, ByeReason]] = []
         self.rows: list[User | None] = []
         self._store = store
@@ -260,6 +266,8 @@ class StatusTests(AdministrationCase):
             "users": 2,
             "users_enabled": 1,
             "devices": 0,
+            "peers": 0,
+            "peers_enabled": 0,
             "hub": {"sessions": 3},
         }
         self.assertEqual(expected, self.do("status"))
@@ -282,7 +290,8 @@ class RefusalTests(AdministrationCase):
         key = KEY.hex()
         known = (
             "user_add, user_passwd, user_list, user_disable, user_enable, user_remove, invite, "
-            "endpoint_set, status"
+            "endpoint_set, peer_add, peer_list, peer_enable, peer_disable, peer_remove, "
+            "peer_export, status"
         )
         hex_key = "public_key: expected 64 hexadecimal digits"
         nobody = "there is no user 'bob'; to see all: pyvpn user list"

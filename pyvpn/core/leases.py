@@ -63,6 +63,7 @@ class AddressPool:
         self._last_seen: dict[Holder, int] = {}
         self._by4: dict[IPv4Address, Holder] = {}
         self._by6: dict[IPv6Address, Holder] = {}
+        self._reserved: dict[Holder, set[IPv4Address | IPv6Address]] = {}
         # Everything below this offset is leased: where the search for a free address starts.
         self._free4 = _FIRST
 
@@ -112,7 +113,7 @@ class AddressPool:
         # Nothing below fails. Whoever stands in the way gives way now.
         owner = self._by4.get(ipv4)
         if owner is not None and owner != holder:
-            self.release(owner)
+            self._release(owner)
         if wanted6 is not None:
             ipv6: IPv6Address | None = wanted6
             self._take_ipv6(holder, wanted6)
@@ -122,7 +123,7 @@ class AddressPool:
             ipv6 = self._choose_ipv6(holder, ipv4)
         lease = Lease(ipv4, ipv6)
         if lease != old:
-            self.release(holder)
+            self._release(holder)
             self._put(holder, lease)
         self._last_seen[holder] = now_wall
         return lease
@@ -146,14 +147,45 @@ class AddressPool:
 
     def release(self, holder: Holder) -> None:
         """Make the addresses of ``holder`` free; harmless when it has none."""
+        for address in self._reserved.pop(holder, ()):
+            self._free(address)
+        self._release(holder)
+
+    def _release(self, holder: Holder) -> None:
         lease = self._leases.pop(holder, None)
         if lease is None:
             return
         del self._last_seen[holder]
-        del self._by4[lease.ipv4]
+        self._free(lease.ipv4)
         if lease.ipv6 is not None:
-            del self._by6[lease.ipv6]
-        self._free4 = min(self._free4, self._offset4(lease.ipv4))
+            self._free(lease.ipv6)
+
+    def _free(self, address: IPv4Address | IPv6Address) -> None:
+        if isinstance(address, IPv4Address):
+            del self._by4[address]
+            self._free4 = min(self._free4, self._offset4(address))
+        else:
+            del self._by6[address]
+
+    def holder(self, address: IPv4Address | IPv6Address) -> Holder | None:
+        """Who has an address; None: nobody."""
+        if isinstance(address, IPv4Address):
+            return self._by4.get(address)
+        return self._by6.get(address)
+
+    def reserve(self, holder: Holder, address: IPv4Address | IPv6Address) -> bool:
+        """Keep an address for ``holder`` until :meth:`release`, whether it is seen or not.
+
+        For a holder that has no lease. Returns False, changing nothing, when the address cannot be
+        leased or somebody else has it.
+        """
+        if isinstance(address, IPv4Address):
+            if not self._leasable4(address) or self._by4.setdefault(address, holder) != holder:
+                return False
+        elif not self._leasable6(address) or self._by6.setdefault(address, holder) != holder:
+            return False
+        self._reserved.setdefault(holder, set()).add(address)
+        return True
 
     def seen(self, holder: Holder, now_wall: int) -> None:
         """Note that ``holder`` was there at ``now_wall`` (Unix seconds); ignored for one without a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from ipaddress import IPv6Network
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -19,6 +19,8 @@ from pyvpn.core.events import (
     LoginRequested,
     SessionConfirmed,
     SessionEnded,
+    WireGuardConnected,
+    WireGuardDisconnected,
 )
 from pyvpn.core.leases import KEEP_UNSEEN, AddressPool, Lease
 from pyvpn.core.login import NetworkKeys
@@ -34,12 +36,15 @@ from pyvpn.linux.cpu import wants_aes
 from pyvpn.linux.desired import Address, Link, SystemState
 from pyvpn.linux.forwarding import hub_sysctls
 from pyvpn.linux.preflight import ipv6_available
+from pyvpn.peers import LiveCore, StockPeers, restored_leases
 from pyvpn.service import statistics
 from pyvpn.service.base import Surroundings, VPNService
 from pyvpn.service.twistd import Process
 from pyvpn.state.directory import SUBNET6_SETTING, StateDirectory
 from pyvpn.state.interface import Device
+from pyvpn.state.network import HubNetwork
 from pyvpn.state.sqlite import SQLiteStore
+from pyvpn.tx.endpoint import UDPEndpoint
 from pyvpn.tx.protocol import PortLost, VPNServerProtocol
 from pyvpn.tx.timer import boottime
 from pyvpn.tx.udp import UDPPort
@@ -58,6 +63,7 @@ class ServerService(VPNService):
     """
 
     core: VPNServer
+    peers: StockPeers
 
     def __init__(
         self,
@@ -88,10 +94,10 @@ class ServerService(VPNService):
         self._store.open()
         self._pool = AddressPool(config.subnet, self._network6())
         self.core = self._make_core()
-        self._restore()
         protocol = VPNServerProtocol(self.core, self._event)
         udp = UDPPort(config.port, protocol, config.interface or "", reactor=self._reactor)
         self._open_ports(protocol, udp, config.tun)
+        self._restore()
         self._note(self._open_child().apply(self._system_state()))
         for path in (self._state.path, *self._state.path.iterdir()):
             self._give_away(path)
@@ -130,19 +136,35 @@ class ServerService(VPNService):
     def _restore(self) -> None:
         """Tell the core and the pool what the store remembers."""
         now = boottime()
+        private = self._state.wireguard_private
+        self.core.wireguard.set_private_key(private, now)
         for user in self._store.users().values():
             if user.enabled:
                 self.core.set_user(user.name, user.public_key, now)
-        # The last one seen first: should the store hold an address twice, it is that device's.
-        devices = sorted(self._store.devices().items(), key=lambda entry: -entry[1].last_seen)
-        for holder, device in devices:
-            lease = None
-            if device.ipv4 is not None:
-                ipv6 = None if device.ipv6 is None else IPv6Address(device.ipv6)
-                stored = Lease(IPv4Address(device.ipv4), ipv6)
-                if self._pool.restore(holder, stored, device.last_seen):
-                    lease = self._pool.leases()[holder]
-            self.core.restore_device(*holder, device.name, device.stamp, lease)
+        self.peers = StockPeers(
+            self._store,
+            self._pool,
+            KeyPair.of(private).public,
+            LiveCore(
+                wireguard=self.core.wireguard,
+                now=boottime,
+                endpoint=self._endpoint,
+                settle=self.protocol.transmit,
+                connected=self._connected,
+                forget=self._forget_unseen,
+            ),
+        )
+        self.peers.restore()
+        leases = restored_leases(self._pool, self._store)
+        for holder, device in self._store.devices().items():
+            self.core.restore_device(*holder, device.name, device.stamp, leases.get(holder))
+
+    def _endpoint(self, text: str) -> UDPEndpoint:
+        host, _, port = text.rpartition(":")
+        return self._udp.endpoint(host.strip("[]"), int(port))
+
+    def _forget_unseen(self, holder: Holder) -> None:
+        self.core.forget_device(*holder, boottime())
 
     def _addresses(self) -> list[str]:
         """Return the hub's own inner addresses with their prefix lengths."""
@@ -165,6 +187,11 @@ class ServerService(VPNService):
         self._begin_traffic()
         self._listen(self._command)
         self._started = boottime()
+        network = HubNetwork(
+            self._pool.network4, self._pool.network6, self._config.port, self._config.mtu
+        )
+        if (kept := network.keep(self._store)) is not None:
+            kept.addErrback(self._write_failed)
         if self._config.endpoint is not None:
             endpoint = {"endpoint": self._config.endpoint}
             setting = self._administration.run("endpoint_set", endpoint)
@@ -200,6 +227,19 @@ class ServerService(VPNService):
                 )
         elif isinstance(event, SessionEnded):
             self._log.info("{user} is disconnected: {reason}", user=event.user, reason=event.reason)
+        elif isinstance(event, WireGuardConnected):
+            if event.new:
+                self._log.info(
+                    "WireGuard peer {name} is connected from {endpoint}",
+                    name=self.peers.name_of(event.public_key),
+                    endpoint=event.endpoint,
+                )
+        elif isinstance(event, WireGuardDisconnected):
+            self._log.info(
+                "WireGuard peer {name} is disconnected: {reason}",
+                name=self.peers.name_of(event.public_key),
+                reason=event.reason,
+            )
         elif isinstance(event, PortLost):
             self._port_lost(event)
 

@@ -1,7 +1,8 @@
 """The state directory of a hub: its keys, its store, and the lock that keeps a second process out.
 
 ``network.token`` holds the token as text, ``login.key`` the private key to the token's login key
-as base64, ``store.sqlite`` the accounts, ``lock`` the process id of whoever uses it all.
+as base64, ``wireguard.key`` the private key towards stock WireGuard peers as ``wg genkey`` writes
+it, ``store.sqlite`` the accounts and peers, ``lock`` the process id of whoever uses it all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from pyvpn.errors import ConfigError, StoreError
 from pyvpn.files import replace_file, sync_directory
-from pyvpn.state.sqlite import create_store
+from pyvpn.state.sqlite import create_store, has_peers
 from pyvpn.token import LOG_N_DEFAULT, SCRYPT_P, SCRYPT_R, NetworkToken
 
 #: The store's setting that holds the network's own IPv6 prefix, as text.
@@ -33,6 +34,11 @@ _LOSS = "restore it from a backup, or start a new network in another state direc
 def make_subnet6(random_bytes: Callable[[int], bytes]) -> IPv6Network:
     """A new unique local /64: fd, 40 random bits, subnet 0 (RFC 4193, section 3.1)."""
     return IPv6Network((b"\xfd" + random_bytes(5) + bytes(10), 64))
+
+
+def clamped(private: bytes) -> bytes:
+    """32 random bytes as an X25519 private key in its canonical form (RFC 7748, section 5)."""
+    return bytes((private[0] & 0xF8, *private[1:31], private[31] & 0x7F | 0x40))
 
 
 @contextmanager
@@ -57,6 +63,7 @@ class StateDirectory:
         self.path = Path(path)
         self.token_path = self.path / "network.token"
         self.login_path = self.path / "login.key"
+        self.wireguard_path = self.path / "wireguard.key"
         self.store_path = self.path / "store.sqlite"
         self.lock_path = self.path / "lock"
         self._lock: int | None = None
@@ -71,7 +78,8 @@ class StateDirectory:
         """
         self._make_directory()
         made: list[str] = []
-        if not all(map(os.path.lexists, (self.login_path, self.token_path, self.store_path))):
+        files = (self.login_path, self.token_path, self.wireguard_path, self.store_path)
+        if not all(map(os.path.lexists, files)):
             held = self._lock is not None
             self.lock()
             try:
@@ -80,6 +88,7 @@ class StateDirectory:
                 if not held:
                     self.unlock()
         self._keys()
+        self._read_key(self.wireguard_path)
         self._check_mode(self.store_path)
         return made
 
@@ -98,12 +107,19 @@ class StateDirectory:
                 LOG_N_DEFAULT,
                 SCRYPT_R,
                 SCRYPT_P,
-                _public_key(self._read_login_key()),
+                _public_key(self._read_key(self.login_path)),
                 random_bytes(32),
                 random_bytes(16),
             )
             self._write_secret(self.token_path, token.to_text())
             made.append(self.token_path.name)
+        if not os.path.lexists(self.wireguard_path):
+            # Stores of before there were stock peers have none that could be locked out.
+            if os.path.lexists(self.store_path) and has_peers(self.store_path):
+                self._refuse_loss(self.wireguard_path, (self.store_path,))
+            key = clamped(random_bytes(KEY_SIZE))
+            self._write_secret(self.wireguard_path, base64.b64encode(key).decode())
+            made.append(self.wireguard_path.name)
         if not os.path.lexists(self.store_path):
             create_store(self.store_path, {SUBNET6_SETTING: str(make_subnet6(random_bytes))})
             made.append(self.store_path.name)
@@ -123,6 +139,16 @@ class StateDirectory:
     def login_private(self) -> bytes:
         """The 32-byte private key of the token's login key."""
         return self._keys()[1]
+
+    @property
+    def wireguard_private(self) -> bytes:
+        """The hub's 32-byte private key towards stock WireGuard peers."""
+        return self._read_key(self.wireguard_path)
+
+    @property
+    def wireguard_public(self) -> bytes:
+        """The public key to it, which stands in the .conf of each peer."""
+        return _public_key(self.wireguard_private)
 
     def lock(self) -> None:
         """Be the only process that writes here; harmless when held already.
@@ -185,7 +211,7 @@ class StateDirectory:
         except ConfigError as error:
             reason = error.message.partition(";")[0]
             raise StoreError(f"{self.token_path}: {reason}; {_LOSS}") from error
-        private = self._read_login_key()
+        private = self._read_key(self.login_path)
         if _public_key(private) != token.login_public:
             raise StoreError(
                 f"{self.login_path}: this is not the key of {self.token_path.name}; restore both "
@@ -193,14 +219,14 @@ class StateDirectory:
             )
         return token, private
 
-    def _read_login_key(self) -> bytes:
-        text = self._read_secret(self.login_path)
+    def _read_key(self, path: Path) -> bytes:
+        text = self._read_secret(path)
         try:
             private = base64.b64decode(text.strip(), validate=True)
         except (binascii.Error, ValueError):
             private = b""
         if len(private) != KEY_SIZE:
-            raise StoreError(f"{self.login_path}: not {KEY_SIZE} bytes in base64; {_LOSS}")
+            raise StoreError(f"{path}: not {KEY_SIZE} bytes in base64; {_LOSS}")
         return private
 
     def _check_mode(self, path: Path) -> None:

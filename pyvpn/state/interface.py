@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from attrs import Attribute, field, frozen
-from attrs.validators import instance_of, optional
+from attrs.validators import and_, deep_iterable, ge, instance_of, le, optional
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
@@ -67,6 +67,34 @@ class Device:
 
 
 @frozen
+class WireGuardPeerRecord:
+    """One stock WireGuard peer.
+
+    :ivar name: unique among peers; as a user's name may be.
+    :ivar public_key: 32 bytes, of a random key pair.
+    :ivar psk: the pre-shared key, 32 bytes; zeros for none.
+    :ivar allowed_ips: networks behind the peer beside its own addresses, as text.
+    :ivar ipv4: its own address as text, or None.
+    :ivar ipv6: its own address as text, or None.
+    :ivar keepalive: seconds between what the hub sends without need, 0 for never.
+    :ivar enabled: whether it may connect.
+    :ivar created: Unix seconds.
+    :ivar endpoint: where it was said to be, as ``address:port``, or None.
+    """
+
+    name: str = field(validator=_str)
+    public_key: bytes = field(validator=_sized(32))
+    psk: bytes = field(validator=_sized(32), repr=False)
+    allowed_ips: tuple[str, ...] = field(validator=deep_iterable(_str, instance_of(tuple)))
+    ipv4: str | None = field(validator=optional(_str))
+    ipv6: str | None = field(validator=optional(_str))
+    keepalive: int = field(validator=and_(_int, ge(0), le(65535)))
+    enabled: bool = field(validator=instance_of(bool))
+    created: int = field(validator=_int)
+    endpoint: str | None = field(default=None, validator=optional(_str))
+
+
+@frozen
 class AuditRecord:
     """Who did what, for people to read later.
 
@@ -83,7 +111,7 @@ class AuditRecord:
 
 
 class IStore(Interface):
-    """Users, devices, settings and the audit log of one network.
+    """Users, devices, stock WireGuard peers, settings and the audit log of one network.
 
     Reads are answered at once from a copy in memory, so nothing on the data path waits for a disk.
     A write returns a Deferred that fires with None when the change is durable. At that moment, and
@@ -110,6 +138,9 @@ class IStore(Interface):
     def devices() -> Mapping[tuple[str, bytes], Device]:
         """All devices by (user, device id): a live, read-only view."""
 
+    def peers() -> Mapping[bytes, WireGuardPeerRecord]:
+        """All stock WireGuard peers by public key: a live, read-only view."""
+
     def setting(key: str) -> str | None:
         """The value of a setting, or None if it was never made."""
 
@@ -127,6 +158,15 @@ class IStore(Interface):
 
     def remove_device(user: str, device_id: bytes) -> Deferred[None]:
         """Forget one device; harmless if there is none."""
+
+    def put_peers(peers: list[WireGuardPeerRecord]) -> Deferred[None]:
+        """Add peers or replace those of the same public keys, all in one transaction.
+
+        Fails with :class:`~pyvpn.errors.StoreError` if another peer has one of the names.
+        """
+
+    def remove_peers(public_keys: list[bytes]) -> Deferred[None]:
+        """Forget peers, all in one transaction; harmless for those that are not there."""
 
     def set_setting(key: str, value: str) -> Deferred[None]:
         """Make or replace a setting."""

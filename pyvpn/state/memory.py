@@ -11,7 +11,14 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from pyvpn.errors import StoreError
-from pyvpn.state.interface import AUDIT_LIMIT, AuditRecord, Device, IStore, User
+from pyvpn.state.interface import (
+    AUDIT_LIMIT,
+    AuditRecord,
+    Device,
+    IStore,
+    User,
+    WireGuardPeerRecord,
+)
 
 
 @implementer(IStore)
@@ -21,6 +28,8 @@ class MemoryStore:
     def __init__(self) -> None:
         self._users: dict[str, User] = {}
         self._devices: dict[tuple[str, bytes], Device] = {}
+        self._peers: dict[bytes, WireGuardPeerRecord] = {}
+        self._peer_keys: dict[str, bytes] = {}
         self._settings: dict[str, str] = {}
         self._audit: deque[AuditRecord] = deque(maxlen=AUDIT_LIMIT)
         self._closed = False
@@ -37,6 +46,9 @@ class MemoryStore:
 
     def devices(self) -> Mapping[tuple[str, bytes], Device]:
         return MappingProxyType(self._devices)
+
+    def peers(self) -> Mapping[bytes, WireGuardPeerRecord]:
+        return MappingProxyType(self._peers)
 
     def setting(self, key: str) -> str | None:
         return self._settings.get(key)
@@ -65,6 +77,30 @@ class MemoryStore:
     def remove_device(self, user: str, device_id: bytes) -> Deferred[None]:
         if not self._closed:
             self._devices.pop((user, device_id), None)
+        return self._written()
+
+    def put_peers(self, peers: list[WireGuardPeerRecord]) -> Deferred[None]:
+        if not self._closed:
+            # Aside, one by one as a database does it: all or nothing.
+            then: dict[bytes, WireGuardPeerRecord] = {}
+            keys = dict(self._peer_keys)
+            for peer in peers:
+                if keys.setdefault(peer.name, peer.public_key) != peer.public_key:
+                    return fail(StoreError(f"another peer has the name '{peer.name}'"))
+                old = then.get(peer.public_key) or self._peers.get(peer.public_key, peer)
+                if old.name != peer.name:
+                    del keys[old.name]
+                then[peer.public_key] = peer
+            self._peers.update(then)
+            self._peer_keys = keys
+        return self._written()
+
+    def remove_peers(self, public_keys: list[bytes]) -> Deferred[None]:
+        if not self._closed:
+            for public_key in public_keys:
+                peer = self._peers.pop(public_key, None)
+                if peer is not None:
+                    del self._peer_keys[peer.name]
         return self._written()
 
     def set_setting(self, key: str, value: str) -> Deferred[None]:

@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any
 from urllib.parse import quote
 
+from attrs import astuple
 from twisted.enterprise.adbapi import ConnectionPool
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
@@ -22,7 +23,14 @@ from zope.interface import implementer
 
 from pyvpn.errors import StoreError
 from pyvpn.files import sync_directory
-from pyvpn.state.interface import AUDIT_LIMIT, AuditRecord, Device, IStore, User
+from pyvpn.state.interface import (
+    AUDIT_LIMIT,
+    AuditRecord,
+    Device,
+    IStore,
+    User,
+    WireGuardPeerRecord,
+)
 from pyvpn.state.memory import MemoryStore
 
 log = Logger()
@@ -54,6 +62,19 @@ SCHEMA_STEPS: tuple[tuple[str, ...], ...] = (
             event TEXT NOT NULL,
             detail TEXT NOT NULL)""",
     ),
+    (
+        """CREATE TABLE peers (
+            public_key BLOB PRIMARY KEY NOT NULL CHECK (length(public_key) = 32),
+            name TEXT NOT NULL UNIQUE,
+            psk BLOB NOT NULL CHECK (length(psk) = 32),
+            allowed_ips TEXT NOT NULL,
+            ipv4 TEXT,
+            ipv6 TEXT,
+            keepalive INTEGER NOT NULL CHECK (keepalive BETWEEN 0 AND 65535),
+            enabled INTEGER NOT NULL CHECK (enabled IN (0, 1)),
+            created INTEGER NOT NULL,
+            endpoint TEXT)""",
+    ),
 )
 
 #: Of every connection. FULL: a commit in WAL mode reaches the disk before it is reported.
@@ -67,6 +88,14 @@ _PUT_USER = """INSERT INTO users (name, public_key, enabled, created) VALUES (?,
 _PUT_DEVICE = """INSERT OR REPLACE INTO devices
     (user, device_id, name, stamp, ipv4, ipv6, last_seen)
     SELECT ?, ?, ?, ?, ?, ?, ? WHERE ? IN (SELECT name FROM users)"""
+_PEER_COLUMNS = """name, public_key, psk, allowed_ips, ipv4, ipv6, keepalive, enabled, created,
+    endpoint"""
+# Not OR REPLACE: that would make room by removing another peer of the same name.
+_PUT_PEER = f"""INSERT INTO peers ({_PEER_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (public_key) DO UPDATE SET
+    name = excluded.name, psk = excluded.psk, allowed_ips = excluded.allowed_ips,
+    ipv4 = excluded.ipv4, ipv6 = excluded.ipv6, keepalive = excluded.keepalive,
+    enabled = excluded.enabled, created = excluded.created, endpoint = excluded.endpoint"""
 _PUT_SETTING = "INSERT OR REPLACE INTO settings (key, value) VALUES (?, ?)"
 _ADD_AUDIT = "INSERT INTO audit (at, user, event, detail) VALUES (?, ?, ?, ?)"
 _TRIM_AUDIT = "DELETE FROM audit WHERE id <= (SELECT max(id) FROM audit) - ?"
@@ -162,6 +191,19 @@ def create_store(path: str | os.PathLike[str], settings: Mapping[str, str]) -> N
         sync_directory(os.path.dirname(os.path.abspath(path)))
 
 
+def has_peers(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a store knows stock WireGuard peers; False for one of an older schema.
+
+    :raises StoreError: it cannot be read.
+    """
+    path = os.fspath(path)
+    with _explained(path), closing(_connect(path, BUSY_TIMEOUT)) as connection:
+        tables = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'peers'"
+        if connection.execute(tables).fetchone() != (1,):
+            return False
+        return connection.execute("SELECT 1 FROM peers LIMIT 1").fetchone() is not None
+
+
 def _step_up(connection: sqlite3.Connection, version: int) -> None:
     for statement in chain.from_iterable(SCHEMA_STEPS[version:]):
         connection.execute(statement)
@@ -200,11 +242,28 @@ def _load(connection: sqlite3.Connection, path: str) -> MemoryStore:
             "SELECT user, device_id, name, stamp, ipv4, ipv6, last_seen FROM devices"
         )
         copy.put_devices([Device(*row) for row in devices])
+        peers = connection.execute(f"SELECT {_PEER_COLUMNS} FROM peers")
+        copy.put_peers([_peer(*row) for row in peers])
         for key, value in connection.execute("SELECT key, value FROM settings"):
             copy.set_setting(key, value)
     except (TypeError, ValueError) as error:
         raise StoreError(f"{path}: a row in it makes no sense; restore it from a backup") from error
     return copy
+
+
+def _peer_row(peer: WireGuardPeerRecord) -> tuple[Any, ...]:
+    name, key, psk, networks, *rest = astuple(peer, recurse=False)
+    return (name, key, psk, ",".join(networks), *rest)
+
+
+def _peer(
+    name: str, key: bytes, psk: bytes, networks: str, ipv4: Any, ipv6: Any, *rest: Any
+) -> WireGuardPeerRecord:
+    keepalive, enabled, created, endpoint = rest
+    allowed_ips = tuple(networks.split(",")) if networks else ()
+    return WireGuardPeerRecord(
+        name, key, psk, allowed_ips, ipv4, ipv6, keepalive, bool(enabled), created, endpoint
+    )
 
 
 @implementer(IStore)
@@ -278,6 +337,9 @@ class SQLiteStore:
     def devices(self) -> Mapping[tuple[str, bytes], Device]:
         return self._copy.devices()
 
+    def peers(self) -> Mapping[bytes, WireGuardPeerRecord]:
+        return self._copy.peers()
+
     def setting(self, key: str) -> str | None:
         return self._copy.setting(key)
 
@@ -302,6 +364,17 @@ class SQLiteStore:
         return self._write(
             [(delete, [(user, device_id)])], lambda: self._copy.remove_device(user, device_id)
         )
+
+    def put_peers(self, peers: list[WireGuardPeerRecord]) -> Deferred[None]:
+        peers = list(peers)
+        rows = [_peer_row(peer) for peer in peers]
+        return self._write([(_PUT_PEER, rows)], lambda: self._copy.put_peers(peers))
+
+    def remove_peers(self, public_keys: list[bytes]) -> Deferred[None]:
+        public_keys = list(public_keys)
+        delete = "DELETE FROM peers WHERE public_key = ?"
+        rows = [(key,) for key in public_keys]
+        return self._write([(delete, rows)], lambda: self._copy.remove_peers(public_keys))
 
     def set_setting(self, key: str, value: str) -> Deferred[None]:
         return self._write(

@@ -21,7 +21,7 @@ from pyvpn.state.directory import StateDirectory, make_subnet6
 from pyvpn.state.sqlite import SQLiteStore
 from tests.state import temporary_directory
 
-FILES = {"login.key", "network.token", "store.sqlite"}
+FILES = {"login.key", "network.token", "wireguard.key", "store.sqlite"}
 
 #: Takes the lock of the directory argv[1], says so, and keeps it until its input ends.
 HOLDER = """
@@ -69,7 +69,9 @@ class PrepareTests(DirectoryCase):
         """The first time makes it all: keys that match, an empty store, a prefix; modes 0600."""
         old = os.umask(0)
         self.addCleanup(os.umask, old)
-        self.assertEqual(["login.key", "network.token", "store.sqlite"], self.prepare())
+        self.assertEqual(
+            ["login.key", "network.token", "wireguard.key", "store.sqlite"], self.prepare()
+        )
         self.assertEqual(FILES, set(self.files()))
         self.assertEqual(0o700, self.path.stat().st_mode & 0o777)
         self.assertEqual({0o600}, {e.stat().st_mode & 0o777 for e in self.path.iterdir()})
@@ -91,7 +93,7 @@ class PrepareTests(DirectoryCase):
         self.assertEqual(before, self.files())
 
     def test_random(self) -> None:
-        """Key, secret, salt and prefix are four separate draws of the right sizes."""
+        """Keys, secret, salt and prefix are five separate draws of the right sizes."""
         draws: list[int] = []
 
         def random_bytes(count: int) -> bytes:
@@ -99,10 +101,12 @@ class PrepareTests(DirectoryCase):
             return bytes([len(draws)]) * count
 
         self.state.prepare(random_bytes)
-        self.assertEqual([32, 32, 16, 5], draws)
+        self.assertEqual([32, 32, 16, 32, 5], draws)
         self.assertEqual(b"\x01" * 32, self.state.login_private)
         self.assertEqual(b"\x02" * 32, self.state.token.network_secret)
         self.assertEqual(b"\x03" * 16, self.state.token.password_salt)
+        # RFC 7748, section 5: the three lowest bits are 0, and of the two highest the second is 1.
+        self.assertEqual(b"\x00" + b"\x04" * 30 + b"\x44", self.state.wireguard_private)
 
     def test_subnet6(self) -> None:
         """The prefix is fd, 40 random bits and subnet 0 (RFC 4193)."""

@@ -559,7 +559,7 @@ class BadFileTests(InTemporaryDirectory, SynchronousTestCase):
         """A store that a newer PyVPN has written is left alone."""
         self.good()
         self.execute("UPDATE schema_version SET version = 99")
-        self.refused(r"written by a newer PyVPN \(schema 99, known here up to 1\); upgrade PyVPN")
+        self.refused(r"written by a newer PyVPN \(schema 99, known here up to 2\); upgrade PyVPN")
 
     def test_foreign_database(self) -> None:
         """The SQLite file of another program is left alone."""
@@ -656,7 +656,7 @@ class SchemaTests(InTemporaryDirectory, SynchronousTestCase):
             store = SQLiteStore(self.path)
             store.open()
             self.assertEqual([ALICE], list(store.users().values()))
-        self.assertEqual([(2,)], self.query("SELECT version FROM schema_version"))
+        self.assertEqual([(3,)], self.query("SELECT version FROM schema_version"))
         self.assertEqual([("alice",)], self.query("SELECT text FROM notes"))
 
     def test_failing_step(self) -> None:
@@ -665,7 +665,7 @@ class SchemaTests(InTemporaryDirectory, SynchronousTestCase):
         self.patch(sqlite, "SCHEMA_STEPS", (*steps, self.NOTES, ("nonsense",)))
         with self.assertRaisesRegex(StoreError, "nonsense"):
             SQLiteStore(self.path).open()
-        self.assertEqual([(1,)], self.query("SELECT version FROM schema_version"))
+        self.assertEqual([(2,)], self.query("SELECT version FROM schema_version"))
         self.assertEqual([], self.query("SELECT 1 FROM sqlite_master WHERE name = 'notes'"))
         self.patch(sqlite, "SCHEMA_STEPS", steps)
         SQLiteStore(self.path).open()
