@@ -333,6 +333,12 @@ class BadResponses(SynchronousTestCase):
             message = with_mac1(flipped(self.good, place), OURS.public)
             self.assertEqual(self.refused(message), "handshake_decrypt", place)
 
+    def test_type(self) -> None:
+        """Another type is refused, the reserved bytes counting as a part of it."""
+        for kind in (0, 1, 3, 4, 0x102, 0x2000002):
+            message = with_mac1(struct.pack("<I", kind) + self.good[4:], OURS.public)
+            self.assertEqual(self.refused(message), "handshake_version")
+
     def test_index(self) -> None:
         """Another's index is refused, however near."""
         for index in (INDEX - 1, INDEX + 1, 0, 2**32 - 1, REMOTE_INDEX):
@@ -414,6 +420,12 @@ class BadInitiations(SynchronousTestCase):
         for length in (*range(148), *range(149, 209)):
             self.assertEqual(self.refused(good.ljust(length, b"\0")[:length]), "datagram_length")
         received(good).open()  # control
+
+    def test_type(self) -> None:
+        """Another type is refused, the reserved bytes counting as a part of it."""
+        good = initiation().message
+        for kind in (0, 2, 3, 4, 0x101, 0x1000001):
+            self.assertEqual(self.refused(struct.pack("<I", kind) + good[4:]), "handshake_version")
 
     def test_for_another(self) -> None:
         """An initiation for another's key does not open."""
