@@ -430,7 +430,9 @@ class MemorySocket(MemoryDescriptor):
             for piece in pieces
         ]
         for datagram in datagrams:
-            too_long = datagram.size > self.host.mtu and not fragment
+            # What it cuts into datagrams, the kernel does not cut into fragments as well.
+            whole = not fragment or len(datagrams) > 1
+            too_long = datagram.size > self.host.mtu and whole
             if len(datagram.payload) > MOST_UDP_PAYLOAD or too_long:
                 raise system_error(errno.EMSGSIZE)
         if not self.writable():

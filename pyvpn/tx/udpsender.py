@@ -55,13 +55,7 @@ class UDPSender:
                     done = self._send_fragmentable(burst)
                 elif len(buffers) > 2:
                     if gso:
-                        segment = (SOL_UDP, UDP_SEGMENT, _U16(burst.size))
-                        sendmsg(
-                            buffers,
-                            (segment, (level, kind, local)) if local else (segment,),
-                            0,
-                            remote,
-                        )
+                        self._send_segmented(burst)
                         continue
                     done = self._send_singly(burst)
                 elif local:
@@ -81,6 +75,14 @@ class UDPSender:
             if done < len(buffers):
                 return [burst._replace(buffers=buffers[done:]), *bursts[number + 1 :]]
         return []
+
+    def _send_segmented(self, burst: Burst) -> None:
+        """The whole burst in one call, which the kernel cuts."""
+        endpoint: UDPEndpoint = burst.endpoint  # type: ignore[assignment]
+        remote, local = endpoint
+        segment = (SOL_UDP, UDP_SEGMENT, _U16(burst.size))
+        ancillary = (segment, (*self._pktinfo, local)) if local else (segment,)
+        self._socket.sendmsg(burst.buffers, ancillary, 0, remote)
 
     def _send_singly(self, burst: Burst) -> int:
         """Datagram by datagram until the socket is full; how many buffers are done with."""
@@ -150,9 +152,21 @@ class UDPSender:
         return start + 2
 
     def _send_fragmentable(self, burst: Burst) -> int:
-        """Without DF; how many buffers are done with."""
+        """Without DF, as one unless the first link already has to cut each datagram.
+
+        :returns: how many buffers are done with.
+        """
         self._set_path_options("cut")
         try:
+            if self._gso and len(burst.buffers) > 2:
+                try:
+                    self._send_segmented(burst)
+                    return len(burst.buffers)
+                except BlockingIOError:
+                    return 0
+                except OSError as error:
+                    if error.errno not in GSO_REFUSED:
+                        return self._send_failed(burst, 0, error)
             return self._send_singly(burst)
         finally:
             self._set_path_options("whole")

@@ -88,6 +88,30 @@ class MemoryFragmentTests(FragmentMixin, SynchronousTestCase):
         self.assertEqual(options[IP_MTU_DISCOVER], PROBE)
         self.assertEqual(options[IPV6_MTU_DISCOVER], PROBE)
 
+    def test_as_one(self) -> None:
+        """Fragmentable ones that fit the first link leave in one call, others in one each."""
+        self.world.hosts["client"].mtu = 1500
+        sender = socket_of(self.world, self.client_port)
+        burst = burst_of(self.to_hub("192.0.2.1"), [b"x" * 1400] * 3, fragment=True)
+        sends = sender.sends
+        self.client_port.writeBursts([burst])
+        self.assertEqual(sender.sends - sends, 1)
+        self.narrow()
+        self.client_port.writeBursts([burst])
+        self.assertEqual(sender.sends - sends, 1 + 3)
+        self.assertEqual([d.fragment for d in self.world.network.captured], [True] * 6)
+        self.assertEqual(self.client_port.counters, {})
+
+    def test_the_device_is_full(self) -> None:
+        """ENOBUFS costs a fragmentable burst, counted, and it is not tried again."""
+        self.world.hosts["client"].mtu = 1500
+        sender = socket_of(self.world, self.client_port)
+        sender.send_errors.append(errno.ENOBUFS)
+        burst = burst_of(self.to_hub("192.0.2.1"), [b"x" * 1400] * 3, fragment=True)
+        self.client_port.writeBursts([burst])
+        self.assertEqual(self.world.network.captured, [])
+        self.assertEqual(self.client_port.counters, {"ENOBUFS": 3})
+
     def test_socket_full_amid_a_fragmentable_burst(self) -> None:
         """What waits for room is still allowed to be fragmented, and DF is on meanwhile."""
         sender = socket_of(self.world, self.client_port)
