@@ -12,7 +12,7 @@ SOURCES = $(shell find pyvpn twisted -name '*.py' -o -name py.typed) setup.cfg s
 IS_ROOT = [ "$$(id -u)" = 0 ]
 
 .DELETE_ON_ERROR:
-.PHONY: help deps venv test check demo bench bench-compare bench-figures bench-micro install uninstall clean
+.PHONY: help deps venv test check scenes demo bench bench-compare bench-figures bench-micro install uninstall clean
 
 help:
 	@echo 'sudo make demo       the whole VPN on this machine, in network namespaces (KEEP=1: leave it up)'
@@ -21,6 +21,8 @@ help:
 	@echo 'sudo make uninstall  removes that and leaves the state'
 	@echo
 	@echo 'make check           lint, format, types'
+	@echo 'sudo make scenes     real WireGuard programs beside PyVPN, scene by scene (WIREGUARD_GO=PROGRAM: also'
+	@echo '                     with that; SCENES="--quick", "--only WORD": some; 15 minutes)'
 	@echo 'sudo make bench      asked and measured figures: bench-compare, beside other VPNs (16 minutes),'
 	@echo '                     and bench-figures, of its own'
 	@echo 'make bench-micro     what the parts of the core cost, one by one (2 minutes)'
@@ -67,6 +69,10 @@ demo: root deps $(WHEEL_VENV)/made
 
 demo:
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python contrib/demo.py
+
+# As installed, like the demo. Ends with 'N passed, N failed'; one that did not run has failed.
+scenes: root deps $(WHEEL_VENV)/made
+	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python -m tests.scenes $(SCENES)
 
 # A gate that is missed, or a figure, is no reason not to measure the rest.
 bench: root

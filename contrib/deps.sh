@@ -30,12 +30,12 @@ needs() {
     echo "ssh openssh-client"
     echo "tcpdump tcpdump"
     echo "ethtool ethtool"
+    echo "wireguard-go wireguard-go"
+    echo "wg wireguard-tools"
     [ "$want" = bench ] || return 0
     echo "iperf3 iperf3"
     echo "openssl openssl"
     echo "openvpn openvpn"
-    echo "wireguard-go wireguard-go"
-    echo "wg wireguard-tools"
 }
 
 present() {
