@@ -143,6 +143,14 @@ class StockPeers:
         record = self._store.peers().get(public_key)
         return b64encode(public_key).decode() if record is None else record.name
 
+    def connected(self) -> Iterator[tuple[WireGuardPeerRecord, WireGuardPeer]]:
+        """The peers with a session, and what the core knows of each."""
+        if self._live is not None:
+            known = self._store.peers()
+            for key, peer in self._live.wireguard.peers.items():
+                if peer.current is not None and key in known:
+                    yield known[key], peer
+
     def in_core(self, public_key: bytes) -> WireGuardPeer | None:
         """What the running hub knows of a peer, if it is enabled and there is a hub."""
         return None if self._live is None else self._live.wireguard.peers.get(public_key)
@@ -236,9 +244,9 @@ class StockPeers:
             raise ConfigError("public_key: this is the hub's own key; give the peer's")
         if key == NO_KEY:
             raise ConfigError("public_key: this is no key; run 'wg pubkey' with the private one")
-        self.check_not_a_user(key)
+        self._check_not_a_user(key)
 
-    def check_not_a_user(self, public_key: bytes) -> None:
+    def _check_not_a_user(self, public_key: bytes) -> None:
         """Refuse a password user's key: in stock messages it would let a password be guessed.
 
         :raises ConfigError: naming the user.
@@ -250,10 +258,17 @@ class StockPeers:
                     " WireGuard peer needs a random one"
                 )
 
+    def is_hub(self, network: Network) -> bool:
+        """Whether a network is exactly one of the hub's own addresses."""
+        return network.prefixlen == network.max_prefixlen and network.network_address in (
+            self.pool.hub4,
+            self.pool.hub6,
+        )
+
     def _check_networks(self, networks: Iterable[Network], public_key: bytes) -> None:
         """Nobody takes away what was leased to a user, nor the hub's own."""
         for address in _single(networks):
-            if address in (self.pool.hub4, self.pool.hub6):
+            if self.is_hub(ip_network(address)):
                 raise ConfigError(f"allowed_ips: {address} is the hub's own address")
             holder = self.pool.holder(address)
             if holder is not None and holder[0]:
@@ -460,10 +475,10 @@ class StockPeers:
             self._disown(key)
             self.pool.release(_holder(key))
         losers = self._losers({key: networks_of(record) for key, record in records.items()})
-        written = [*losers, *records.values()]
-        self._take_over(written)
+        self._take_over([*losers, *records.values()])
         if gone:
             await self._store.remove_peers(gone)
+        written = [*losers, *(new for key, new in records.items() if new != known.get(key))]
         if written:
             await self._store.put_peers(written)
 

@@ -139,9 +139,35 @@ def hub_lines(answer: Mapping[str, Any], now: float) -> list[str]:
             for session in sessions
         ]
         lines += [f"  {line}" for line in table(heads, rows)]
-    else:
+    peers = _items(answer.get("wireguard_sessions"))
+    if peers:
+        lines += [f"  {line}" for line in _peer_lines(peers, now)]
+    if not sessions and not peers:
         lines.append("  nobody is connected")
     return lines + _counters(answer.get("counters"))
+
+
+def _peer_lines(peers: list[Mapping[str, Any]], now: float) -> list[str]:
+    """A table of stock WireGuard peers."""
+    heads = [
+        *("WIREGUARD PEER", "ADDRESSES", "ENDPOINT", "HANDSHAKE"),
+        *("RECEIVED", "PACKETS", "SENT", "PACKETS", "HEARD"),
+    ]
+    rows = [
+        (
+            peer.get("name"),
+            _joined(peer.get("addresses")),
+            peer.get("endpoint"),
+            ago(peer.get("last_handshake"), now),
+            amount(peer.get("rx_bytes")),
+            _packets(peer.get("rx_packets")),
+            amount(peer.get("tx_bytes")),
+            _packets(peer.get("tx_packets")),
+            ago(peer.get("last_seen"), now),
+        )
+        for peer in peers
+    ]
+    return table(heads, rows)
 
 
 def client_lines(profile: str, answer: Mapping[str, Any], now: float) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from ipaddress import IPv6Network
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -31,7 +33,8 @@ from pyvpn.core.peer import (
 from pyvpn.core.server import (
     VPNServer,
 )
-from pyvpn.errors import AddressTaken, PoolExhausted, StoreError
+from pyvpn.core.wireguardpeers import WireGuardPeer
+from pyvpn.errors import AddressTaken, PoolExhausted, StartError, StoreError
 from pyvpn.linux.cpu import wants_aes
 from pyvpn.linux.desired import Address, Link, SystemState
 from pyvpn.linux.forwarding import hub_sysctls
@@ -40,14 +43,17 @@ from pyvpn.peers import LiveCore, StockPeers, restored_leases
 from pyvpn.service import statistics
 from pyvpn.service.base import Surroundings, VPNService
 from pyvpn.service.twistd import Process
+from pyvpn.service.uapisocket import UAPI_DIRECTORY, UAPISocket
+from pyvpn.service.wireguardcontrol import WireGuardControl, keep_device
 from pyvpn.state.directory import SUBNET6_SETTING, StateDirectory
-from pyvpn.state.interface import Device
+from pyvpn.state.interface import Device, WireGuardPeerRecord
 from pyvpn.state.network import HubNetwork
 from pyvpn.state.sqlite import SQLiteStore
 from pyvpn.tx.endpoint import UDPEndpoint
 from pyvpn.tx.protocol import PortLost, VPNServerProtocol
 from pyvpn.tx.timer import boottime
 from pyvpn.tx.udp import UDPPort
+from pyvpn.uapi import Changes, UAPIError
 
 #: Devices of one user (docs/protocol.rst, "Limits").
 DEVICES_PER_USER = 16
@@ -60,6 +66,7 @@ class ServerService(VPNService):
 
     :param config: checked settings.
     :param process: the twistd process around it, None when embedded elsewhere.
+    :param uapi_directory: where ``wg`` looks for the socket of our interface.
     """
 
     core: VPNServer
@@ -71,9 +78,11 @@ class ServerService(VPNService):
         process: Process | None = None,
         surroundings: Surroundings | None = None,
         reactor: Any = None,
+        uapi_directory: Path = UAPI_DIRECTORY,
     ) -> None:
         super().__init__(config.files, process, surroundings or Surroundings(), reactor)
         self._config = config
+        self._uapi_directory = uapi_directory
         self._state = StateDirectory(config.state_dir)
         self._store = SQLiteStore(self._state.store_path)
         self._started = 0.0
@@ -98,6 +107,7 @@ class ServerService(VPNService):
         udp = UDPPort(config.port, protocol, config.interface or "", reactor=self._reactor)
         self._open_ports(protocol, udp, config.tun)
         self._restore()
+        self._open_uapi()
         self._note(self._open_child().apply(self._system_state()))
         for path in (self._state.path, *self._state.path.iterdir()):
             self._give_away(path)
@@ -166,6 +176,25 @@ class ServerService(VPNService):
     def _forget_unseen(self, holder: Holder) -> None:
         self.core.forget_device(*holder, boottime())
 
+    def _open_uapi(self) -> None:
+        """Let ``wg`` find our interface; a hub does its work also where it cannot."""
+        control = WireGuardControl(
+            self.core.wireguard,
+            self._udp,
+            changed=self._changed_by_wg,
+            settle=self.protocol.transmit,
+            guard=self._guard,
+            name_of=self.peers.name_of,
+        )
+        uapi = UAPISocket(self._tun.device.name, control, self._reactor, self._uapi_directory)
+        self._undo.push("close the socket for wg", uapi.close)
+        self._uapi: UAPISocket | None = uapi
+        try:
+            uapi.open()
+        except StartError as error:
+            self._log.warn("{error}; wg will not show this hub", error=error)
+            self._uapi = None
+
     def _addresses(self) -> list[str]:
         """Return the hub's own inner addresses with their prefix lengths."""
         pool = self._pool
@@ -185,6 +214,8 @@ class ServerService(VPNService):
         self._administration = Administration(self._store, self._state, self)
         self._undo.push("write what is not written yet", self._written)
         self._begin_traffic()
+        if self._uapi is not None:
+            self._uapi.serve()
         self._listen(self._command)
         self._started = boottime()
         network = HubNetwork(
@@ -207,6 +238,28 @@ class ServerService(VPNService):
 
     def _farewell(self) -> None:
         self.core.stop(ByeReason.STOPPED, boottime())
+
+    # -- what wg asks -------------------------------------------------------------------------
+
+    def _guard(self, changes: Changes) -> None:
+        """Refuse what is the hub's, and what would be a password user's."""
+        keep_device(changes)
+        users = {user.public_key: user.name for user in self._store.users().values()}
+        for change in changes.peers:
+            name = users.get(change.public_key)
+            if name is not None:
+                raise UAPIError(errno.EINVAL, f"user '{name}' has the key of a peer to be")
+            for network, remove in change.allowed_ips:
+                if not remove and self.peers.is_hub(network):
+                    raise UAPIError(errno.EADDRINUSE, f"{network} is the hub's own address")
+
+    def _changed_by_wg(self, public_keys: set[bytes]) -> Deferred[None]:
+        return self.peers.changed(public_keys).addErrback(self._not_kept)
+
+    def _not_kept(self, failure: Failure) -> None:
+        """Tell wg and the log that a change will last until the next start only."""
+        self._write_failed(failure)
+        raise UAPIError(errno.EIO, f"what wg has changed is not kept: {failure.value}")
 
     # -- what the core asks -------------------------------------------------------------------
 
@@ -358,6 +411,9 @@ class ServerService(VPNService):
             **statistics.of_ports(self._tun, self._udp),
             "clock_behind": self.core.clock_behind(),
             "sessions": [_session(peer, now) for peer in self.core.connected_peers()],
+            "wireguard_sessions": [
+                _peer_session(record, peer, now) for record, peer in self.peers.connected()
+            ],
             "counters": self._traffic_counters(),
         }
 
@@ -386,5 +442,20 @@ def _session(peer: ServerPeer, now: float) -> dict[str, Any]:
         "waiting_bytes": 0 if peer.mailbox is None else peer.mailbox.octets,
         "age": now - peer.started,
         **statistics.of_peer(peer),
+        "last_seen": now - (peer.last_heard or now),
+    }
+
+
+def _peer_session(record: WireGuardPeerRecord, peer: WireGuardPeer, now: float) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "addresses": [address for address in (record.ipv4, record.ipv6) if address],
+        "allowed_ips": list(record.allowed_ips),
+        "endpoint": str(peer.endpoint),
+        "last_handshake": peer.last_handshake // 1_000_000_000,
+        "rx_bytes": peer.rx_bytes,
+        "rx_packets": peer.rx_packets,
+        "tx_bytes": peer.tx_bytes,
+        "tx_packets": peer.tx_packets,
         "last_seen": now - (peer.last_heard or now),
     }

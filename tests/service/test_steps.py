@@ -98,6 +98,7 @@ class StepsMixin:
         state.lock()
         state.unlock()
         test.assertEqual(list((self.directory / "run").glob("*")), [])
+        test.assertEqual(list((self.directory / "wireguard").glob("*")), [])
         ours = [reader for reader in reactor.getReaders() if "pyvpn" in type(reader).__module__]
         test.assertEqual(ours, [])
 
@@ -148,21 +149,25 @@ class ServerStepsTests(StepsMixin, TestCase):
         "pyvpn.state.directory.StateDirectory.lock",
         "pyvpn.state.directory.StateDirectory.prepare",
         "pyvpn.state.sqlite.SQLiteStore.open",
-        "pyvpn.service.server.ServerService._restore",
         "pyvpn.tx.udp.UDPPort.bind",
         "tests.service.test_steps.PipeTUN.__init__",
+        "pyvpn.service.server.ServerService._restore",
+        "pyvpn.service.wireguardcontrol.WireGuardControl.__init__",
         "tests.service.test_steps.RecordingChild.start",
         "tests.service.test_steps.RecordingChild.apply",
-        "pyvpn.service.controlsocket.ControlSocket.listen",
         "pyvpn.tx.protocol.VPNProtocol.attach",
         "pyvpn.tx.tun.TUNPort.startReading",
+        "pyvpn.service.uapisocket.UAPISocket.serve",
+        "pyvpn.service.controlsocket.ControlSocket.listen",
     ]
 
     def make(self) -> VPNService:
         config = ServerConfig(
             port=self.port, state_dir=self.directory / "state", run_dir=self.directory / "run"
         )
-        return ServerService(config, None, self.surroundings())
+        return ServerService(
+            config, None, self.surroundings(), uapi_directory=self.directory / "wireguard"
+        )
 
     def test_errors_of_people(self) -> Deferred[None]:
         """A failed command and a store in use come out as they are, for the person to read."""
