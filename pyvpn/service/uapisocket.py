@@ -163,7 +163,7 @@ class UAPISocket:
             self._watch.watch(
                 FilePath(os.fspath(self.path)), what, callbacks=[lambda *_: self._look()]
             )
-        except OSError as error:
+        except (OSError, inotify.INotifyError) as error:
             self._log.warn("{path} is not watched: {error}", path=self.path, error=error)
         self._look()  # it may have gone before we watched
 
@@ -319,7 +319,9 @@ class _Conversation(StreamProtocol, TimeoutMixin):
 
     def dataReceived(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
-        self._lines.extend(lines)
+        if lines:
+            self.resetTimeout()
+            self._lines.extend(lines)
         if len(self._rest) > MOST_LINE:
             self._lines.append(self._rest)  # too long already: refused at its turn
             self._rest = b""
@@ -336,7 +338,6 @@ class _Conversation(StreamProtocol, TimeoutMixin):
             self._going = False
 
     def _take_line(self, line: bytes) -> None:
-        self.resetTimeout()
         self._size += len(line) + 1
         if len(line) > MOST_LINE or self._size > MOST_REQUEST:
             self._finish(UAPIError(errno.E2BIG, "this is too long for a request"))
