@@ -56,7 +56,7 @@ def note(*lines: str) -> None:
 
 def warn(answer: Mapping[str, Any]) -> None:
     """Tell people what the hub warns of."""
-    warn(answer)
+    note(*(f"warning: {warning}" for warning in _texts(answer.get("warnings"))))
 
 
 # -- add -------------------------------------------------------------------------------------------
