@@ -159,6 +159,8 @@ class WireGuardClientService(WireGuardService):
 
     def _event(self, event: object) -> None:
         super()._event(event)
+        if not self._serving:
+            return  # the end of all peers at the end
         if isinstance(event, WireGuardConnected):
             self._there.add(event.public_key)
             self._search.answered(event.public_key)
