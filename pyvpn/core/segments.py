@@ -378,15 +378,33 @@ def join(plaintexts: list[bytes], start: int) -> Run:
     ends = following == count
     payload = (total - end if ends else following * size) - index * size
     whole = first[PREFIX_SIZE : PREFIX_SIZE + end]
-    head = _headers_of(whole, found, index, size, payload, ends)
-    if taken == 1:
+    return run_of(whole, found, index, size, pieces, payload, ends)
+
+
+def run_of(
+    head: bytes,
+    found: Headers,
+    index: int,
+    size: int,
+    pieces: list[bytes],
+    payload: int,
+    last: bool,
+) -> Run:
+    """Return pieces ``index`` and following of a super-packet as the TUN takes them.
+
+    :param head: the headers of the whole, ``found`` where they lie.
+    :param payload: bytes in ``pieces`` together; ``last``: the whole ends with them.
+    """
+    new = _headers_of(head, found, index, size, payload, last)
+    ip, end, _, protocol = found
+    if len(pieces) == 1:
         kind = size = GSO_NONE
     elif protocol == UDP:
         kind = GSO_UDP
     else:
-        kind = GSO_TCPV4 if head[0] < 0x50 else GSO_TCPV6
+        kind = GSO_TCPV4 if new[0] < 0x50 else GSO_TCPV6
     virtio = _VIRTIO.pack(NEEDS_CSUM, kind, end, size, ip, _CHECKSUM_AT[protocol])
-    return Run([virtio, head, *pieces], taken, taken * end + payload)
+    return Run([virtio, new, *pieces], len(pieces), len(pieces) * end + payload)
 
 
 @lru_cache(maxsize=64)
@@ -455,11 +473,9 @@ def _unfinished(plaintexts: list[bytes], start: int, found: Headers) -> Run:
         if len(alike) > 1:
             size = total - end
             head = first[PREFIX_SIZE : PREFIX_SIZE + end]
-            new = _headers_of(head, found, 0, size, size * len(alike), True)
-            virtio = _VIRTIO.pack(NEEDS_CSUM, GSO_UDP, end, size, ip, _CHECKSUM_AT[UDP])
             body = PREFIX_SIZE + end
             pieces = [plaintext[body:stop] for plaintext in alike]
-            return Run([virtio, new, *pieces], len(pieces), len(pieces) * total)
+            return run_of(head, found, 0, size, pieces, size * len(alike), True)
     virtio = _VIRTIO.pack(NEEDS_CSUM, GSO_NONE, end, 0, ip, _CHECKSUM_AT[protocol])
     return Run([virtio, first[PREFIX_SIZE:stop]], 1, total)
 
