@@ -279,9 +279,9 @@ class WireGuardPeers:
 
     def handshake_received(self, message: bytes, endpoint: Endpoint, now: float) -> None:
         """Take a message of type 1, 2 or 3; may raise RemoteProtocolError."""
-        kind = wireguard.kind_of(message)
         if self.identity is None or self._cookies is None or not self._peers:
             raise RemoteProtocolError("wireguard_no_peers")
+        kind = wireguard.kind_of(message)
         if len(message) != MESSAGES[kind]:
             raise RemoteProtocolError("datagram_length")
         if kind == wireguard.COOKIE_REPLY:
@@ -404,16 +404,22 @@ class WireGuardPeers:
             return
         if peer.pending is not None:
             del self._pending[peer.pending.index]
-        peer.pending = wireguard.InitiationSent(
-            self.identity,
-            peer.public_key,
-            peer.psk,
-            index=self._new_index(),
-            stamp=tai64n.pack(self._stamps.next(self._core._wall_clock())),
-            mac1_key=peer.mac1_key,
-            random_bytes=self._core._random_bytes,
-            cookie=self._cookie_for(peer, now),
-        )
+        try:
+            peer.pending = wireguard.InitiationSent(
+                self.identity,
+                peer.public_key,
+                peer.psk,
+                index=self._new_index(),
+                stamp=tai64n.pack(self._stamps.next(self._core._wall_clock())),
+                mac1_key=peer.mac1_key,
+                random_bytes=self._core._random_bytes,
+                cookie=self._cookie_for(peer, now),
+            )
+        except RemoteProtocolError as error:  # what was configured is no public key
+            peer.pending = None
+            self._give_up(peer)
+            self._core.counters[error.reason] += 1
+            return
         self._pending[peer.pending.index] = peer
         peer.initiation_sent = now
         jitter = REKEY_JITTER * int.from_bytes(self._core._random_bytes(2), "little") / 65536

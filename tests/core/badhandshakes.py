@@ -43,11 +43,15 @@ def length_rows(make: Make, size: int) -> Iterator[Row]:
         yield Row(f"{more} bytes more", longer(make, more), "datagram_length")
 
 
-def handshake_rows(make: Make, size: int) -> Iterator[Row]:
-    """What is wrong with 0x50 and 0x51 alike: length, type, version, zeros, mac1."""
+def handshake_rows(make: Make, size: int, stock: str) -> Iterator[Row]:
+    """What is wrong with 0x50 and 0x51 alike: length, type, version, zeros, mac1.
+
+    :param stock: what WireGuard's types count as here.
+    """
     yield from length_rows(make, size)
     for first in (0, 1, 2, 3, 5, 0x4F, 0x53, 0xD0, 0xFF):
-        yield Row(f"type {first:#x}", spoilt(make, 0, first), "datagram_unknown")
+        reason = stock if first in (1, 2, 3) else "datagram_unknown"
+        yield Row(f"type {first:#x}", spoilt(make, 0, first), reason)
     for version in (0, 2, 255):
         yield Row(f"version {version}", remade(make, 1, bytes([version])), "handshake_version")
     for place in (2, 3):
@@ -151,7 +155,7 @@ def _of_another_network(case: Case) -> bytes:
 
 def initiations() -> Iterator[Row]:
     """0x50 as a datagram: what is checked before its payload can be read."""
-    yield from handshake_rows(login, 208)
+    yield from handshake_rows(login, 208, "wireguard_no_peers")
     for place in (1, 2, 4, 8, 40, 88, 175, 176, 191):
         yield Row(f"byte {place} flipped", spoilt(login, place), "mac1_invalid")
     yield Row("another network's", _of_another_network, "mac1_invalid")
@@ -165,7 +169,8 @@ def initiations() -> Iterator[Row]:
     yield Row("its own 0x51", captured(0x51), "datagram_unknown")
     for kind, size in {1: 148, 2: 92, 3: 64, 0x52: 64}.items():
         row = whole(bytes([kind]).ljust(size, b"\0"))
-        yield Row(f"type {kind:#x}, right length", row, "datagram_unknown")
+        reason = "datagram_unknown" if kind == 0x52 else "wireguard_no_peers"
+        yield Row(f"type {kind:#x}, right length", row, reason)
 
 
 def initiation_payloads() -> Iterator[Row]:
@@ -256,7 +261,7 @@ def _to_an_older_try(case: Case) -> bytes:
 
 def responses() -> Iterator[Row]:
     """0x51 to a client that waits for one."""
-    yield from handshake_rows(answer, 116)
+    yield from handshake_rows(answer, 116, "datagram_unknown")
     for place in (100, 115):
         yield Row(f"mac2, byte {place}", spoilt(answer, place), "handshake_version")
     for place in (4, 12, 44, 84, 99):

@@ -283,7 +283,7 @@ def cookie_demanded(scene: Scene) -> None:
 
 
 SERVER: dict[str, Provocation] = {
-    "datagram_unknown": lambda s: s.to_hub(b"\x01" + bytes(147)),
+    "datagram_unknown": lambda s: s.to_hub(b"\x05" + bytes(147)),
     "datagram_length": lambda s: s.to_hub(s.attempt().message[:-1]),
     "datagram_source_port": lambda s: s.to_hub(
         s.attempt().message, Endpoint(s.client.endpoint.address, 0)

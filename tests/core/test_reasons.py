@@ -7,6 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from pyvpn.testing.simulation import Node
 from tests.core.provocations import CLIENT, SERVER, SPECIAL
 from tests.core.scene import Provocation, Scene, core_sources, reasons_in
+from tests.core.stockprovocations import STOCK
 
 #: The counts that come with an answer: its size in bytes. Of a new path the MTU is asked.
 ANSWERED = {"cookie_demanded": [64], "path_moved": [1416 + 4 + 32]}
@@ -29,6 +30,11 @@ class EveryReason(SynchronousTestCase):
         for reason, provocation in SERVER.items():
             self.provoke(reason, provocation, hub=True)
 
+    def test_stock_peers(self) -> None:
+        """So it does with what has to do with stock WireGuard peers."""
+        for reason, provocation in STOCK.items():
+            self.provoke(reason, provocation, hub=True)
+
     def test_client(self) -> None:
         """The client counts each of its reasons, once, and answers none of them."""
         for reason, provocation in CLIENT.items():
@@ -41,7 +47,7 @@ class EveryReason(SynchronousTestCase):
 
     def test_none_is_missing(self) -> None:
         """Every reason that stands in the source is provoked above, and no other."""
-        self.assertEqual(set(reasons_in(core_sources())), {*SERVER, *CLIENT, *SPECIAL})
+        self.assertEqual(set(reasons_in(core_sources())), {*SERVER, *STOCK, *CLIENT, *SPECIAL})
 
     def test_a_new_one_is_noticed(self) -> None:
         """Control: a reason planted in a source is found, however it is written."""

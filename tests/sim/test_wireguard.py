@@ -137,6 +137,18 @@ class Handshakes(Pair):
         self.assertEqual(self.first.core.counters["response_unexpected"], 1)
         self.exchange()
 
+    def test_no_public_key(self) -> None:
+        """A peer whose key is no public key is never asked; that is counted, and others go on."""
+        wireguard = self.first.core.wireguard
+        peer = wireguard.add(bytes(32), self.simulation.now)
+        wireguard.set_endpoint(peer, self.second.endpoint, self.simulation.now)
+        wireguard.set_keepalive(peer, 25, self.simulation.now)
+        self.first.drain()
+        self.simulation.advance(30)
+        self.assertEqual(self.kinds(), [])
+        self.assertEqual(self.first.core.counters["handshake_low_order"], 2)
+        self.exchange()
+
     def test_under_load(self) -> None:
         """The one under load wants a cookie, in both roles; with it the next try goes through."""
         self.second.core._admission.overloaded(self.simulation.now)
