@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from pyvpn.core import ippacket, tai64n, wireguard
+from pyvpn.core import coalesce, tai64n, wireguard
 from pyvpn.core.admission import Admission
 from pyvpn.core.burst import Buffer, Burst, Endpoint
 from pyvpn.core.cookies import COOKIE_LIFETIME, CookieChecker, mac1_valid, open_cookie_reply
 from pyvpn.core.events import WireGuardConnected, WireGuardDisconnected
 from pyvpn.core.noise import KEY_SIZE, KeyPair
 from pyvpn.core.peer import Peer
-from pyvpn.core.segments import VIRTIO_NONE
 from pyvpn.core.stamps import LoginStamps
 from pyvpn.core.timers import (
     KEEPALIVE_TIMEOUT,
@@ -498,28 +497,23 @@ class WireGuardPeers:
         self, peer: WireGuardPeer, plaintexts: list[bytes], frames: list[list[Buffer]]
     ) -> None:
         """Take authentic plaintexts: keepalives, and complete packets, joined where it goes."""
-        counters, lookup = self._core.counters, self._core._allowed.lookup
-        octets = packets = following = 0
-        count = len(plaintexts)
-        while following < count:
-            place = following
-            following += 1
-            plaintext = plaintexts[place]
-            if not plaintext:
+        lookup = self._core._allowed.lookup
+        runs, others = coalesce.join_all(plaintexts)
+        octets = packets = 0
+        for run in runs:
+            if lookup(coalesce.source(run)) is not peer:
+                self._core.counters["inner_source_not_allowed"] += run.packets
                 continue
-            try:
-                if plaintext[0] >> 4 not in (4, 6):
-                    raise RemoteProtocolError("inner_unknown")
-                length = ippacket.length(plaintext)
-                if lookup(ippacket.source(plaintext)) is not peer:
-                    counters["inner_source_not_allowed"] += 1
-                    continue
-            except RemoteProtocolError as error:
-                counters[error.reason] += 1
-                continue
-            octets += length
-            packets += 1
-            frames.append([VIRTIO_NONE, memoryview(plaintext)[:length]])
+            octets += run.octets
+            packets += run.packets
+            frames.append(run.frame)
+        for other in others:
+            if not other:
+                continue  # a keepalive
+            if other[0] >> 4 in (4, 6):
+                self._core.counters["inner_malformed"] += 1
+            else:
+                self._core.counters["inner_unknown"] += 1
         peer.rx_bytes += octets
         peer.rx_packets += packets
 
