@@ -575,14 +575,11 @@ class WireGuardClientConfig:
                 )
         values = _options(overrides, _WIREGUARD_OPTIONS)
         file = values.pop("wireguard")
-        if "tun" not in values:
-            try:
-                values["tun"] = tun_name(file.name.removesuffix(".conf"))
-            except ConfigError as error:
-                raise ConfigError(
-                    f"{error.message}; name it with --tun", path="--wireguard"
-                ) from None
-        profile_name(values["tun"])  # refuses the hub's
+        try:
+            tun = values.setdefault("tun", file.name.removesuffix(".conf"))
+            profile_name(tun_name(tun))
+        except ConfigError as error:
+            raise ConfigError(f"{error.message}; name it with --tun", path="--wireguard") from None
         config = cls(file, **values)
         config.files  # noqa: B018  (refuses a run directory that no socket fits in)
         return config

@@ -20,7 +20,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn import client_tap, server_tap
-from pyvpn.config import Profile
+from pyvpn.config import Profile, WireGuardClientConfig
 from pyvpn.linux import cpu, preflight
 from pyvpn.service.options import ServiceOptions
 from pyvpn.token import NetworkToken
@@ -351,6 +351,102 @@ class ServerTests(OptionsCase):
         for text, message in table.items():
             path = self.written("hub.toml", text)
             self.refused(["--config", path], path + message)
+
+
+class WireGuardTests(OptionsCase):
+    """``twistd pyvpn-client --wireguard``."""
+
+    GOOD = (
+        "[Interface]\nPrivateKey = EAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEA=\n"
+        "Address = 10.9.0.2/24\n[Peer]\n"
+        "PublicKey = AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\nAllowedIPs = 10.9.0.0/24\n"
+    )
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.file = self.written("office.conf", self.GOOD)
+        os.chmod(self.file, 0o600)
+
+    def refused(self, argv: list[str], line: str) -> None:
+        found = self.run_options(client_tap.Options(), argv)
+        self.assertEqual(found, (2, f"pyvpn-client: {line}\n"))
+
+    def test_good(self) -> None:
+        """The control: with a good file it goes on, without a word and without a password, under
+        the file's name."""
+        options = client_tap.Options()
+        argv = ["--wireguard", self.file, "--interface", "192.0.2.1", "--port", "0"]
+        self.assertEqual(self.run_options(options, [*argv, "--mtu", "1280"]), (None, ""))
+        config = options.config
+        assert isinstance(config, WireGuardClientConfig)
+        self.assertEqual((config.tun, config.profile, config.port), ("office", "office", 0))
+        self.assertEqual(config.files.socket, self.home / "r" / "client-office.sock")
+        options = client_tap.Options()
+        argv = ["--wireguard", self.file, "--tun", "wg7"]
+        self.assertEqual(self.run_options(options, argv), (None, ""))
+        self.assertEqual(options.config.files.socket, self.home / "r" / "client-wg7.sock")
+
+    def test_other_options(self) -> None:
+        """Every option that the file takes the place of is refused by its name."""
+        theirs = {"wireguard", "interface", "port", "tun", "mtu", "state-dir", "run-dir"}
+        others = set(CLIENT_OPTIONS) | CLIENT_FILES | {"pw"}
+        values = {"tun-addr": "10.9.0.2", "server": "vpn.example.org"}
+        for option in sorted(others - theirs):
+            line = (
+                f"--{option}: does not go with --wireguard, whose file says who we are and where"
+                " the server is"
+            )
+            argv = ["--wireguard", self.file, f"--{option}", values.get(option, "x")]
+            status, said = self.run_options(client_tap.Options(), argv)
+            self.assertEqual((status, said.splitlines()[-1]), (2, f"pyvpn-client: {line}"))
+
+    def test_values(self) -> None:
+        """The options that do go with it are checked as ever."""
+        for option in ("interface", "port", "tun", "mtu", "run-dir", "state-dir"):
+            value, message = CLIENT_OPTIONS[option][-1]
+            argv = ["--wireguard", self.file, f"--{option}", value]
+            self.refused(argv, f"--{option}: {message}")
+
+    def test_names(self) -> None:
+        """A file whose name no interface can have wants --tun; and 'server' is the hub's."""
+        for name in ("an office.conf", f"{'x' * 16}.conf", ".conf"):
+            path = self.written(name, self.GOOD)
+            os.chmod(path, 0o600)
+            stem = name.removesuffix(".conf")
+            self.refused(["--wireguard", path], f"--wireguard: '{stem}'{TUN}; name it with --tun")
+            argv = ["--wireguard", path, "--tun", "wg7"]
+            self.assertEqual(self.run_options(client_tap.Options(), argv), (None, ""))
+        line = (
+            "--wireguard: a profile cannot be called 'server': that name means the hub; name it"
+            " with --tun"
+        )
+        self.refused(["--wireguard", self.written("server.conf", self.GOOD)], line)
+        self.refused(["--wireguard", ""], "--wireguard: give the name of a file")
+
+    def test_files(self) -> None:
+        """A file that is none, a wrong line in it, and what is missing in it are named."""
+        for path, message in self.bad_files("WireGuard configuration file"):
+            argv = ["--wireguard", path, "--tun", "wg7"]
+            self.refused(argv, f"{path}: {message}")
+        for text, message in (
+            (self.GOOD + "MTU = x\n", ", line 7, MTU: unknown key in [Peer]; there are: PublicKey,"
+             " PresharedKey, AllowedIPs, Endpoint, PersistentKeepalive"),
+            (self.GOOD.replace("/24\n[", "/33\n["), ", line 3, Address: '10.9.0.2/33' is not an"
+             " address; write it like 10.10.0.2/24 or fd00::2/64"),
+            ("", ", PrivateKey: it is missing in [Interface]; 'wg genkey' makes one"),
+        ):  # fmt: skip
+            path = self.written("wrong.conf", text)
+            self.refused(["--wireguard", path], path + message)
+
+    def test_warnings(self) -> None:
+        """What the file asks for in vain is said, and it goes on."""
+        path = self.written("loud.conf", self.GOOD.replace("[Peer]", "DNS = 10.9.0.1\n[Peer]"))
+        os.chmod(path, 0o600)
+        status, said = self.run_options(client_tap.Options(), ["--wireguard", path])
+        self.assertEqual(status, None)
+        self.assertTrue(
+            said.startswith(f"pyvpn-client: {path}: not done by --wireguard: DNS; "), said
+        )
 
 
 class ClientTests(OptionsCase):

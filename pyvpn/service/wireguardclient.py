@@ -9,7 +9,7 @@ from typing import Any, Final
 from twisted.internet.defer import DeferredLock
 from twisted.python.failure import Failure
 
-from pyvpn.config import WireGuardClientConfig, host_port
+from pyvpn.config import WireGuardClientConfig
 from pyvpn.core.events import WireGuardConnected, WireGuardDisconnected
 from pyvpn.core.wireguardpeers import WireGuardPeer
 from pyvpn.errors import ConfigError
@@ -66,6 +66,7 @@ class WireGuardClientService(WireGuardService):
 
     def _open(self) -> None:
         config, conf = self._config, self._conf
+        self._there.clear()
         self._open_directory(config.run_dir)
         self._open_interface(
             config.tun,
@@ -75,21 +76,9 @@ class WireGuardClientService(WireGuardService):
             mark=conf.fwmark,
             pin_source=False,
         )
-        for key, (host, _) in self._places().items():
-            try:
-                self._known[key] = {ip_address(host)}
-            except ValueError:
-                pass  # a name, to be looked up
+        self._known = dict(wireguardsetup.numeric(conf))
         self._applied = self._system_state()
         self._note(self._open_child().apply(self._applied))
-
-    def _places(self) -> dict[bytes, Place]:
-        """Where the file says that peers are."""
-        return {
-            peer.public_key: host_port(peer.endpoint, 0)
-            for peer in self._conf.peers
-            if peer.endpoint is not None
-        }
 
     def _serve(self) -> None:
         self._child_port = ChildPort(self._child, self._reactor)
@@ -97,7 +86,7 @@ class WireGuardClientService(WireGuardService):
         resolver = Resolver(self._reactor)
         self._undo.push("stop looking up names", resolver.close)
         self._search = Search(
-            self._places(),
+            wireguardsetup.places(self._conf),
             resolver.resolve,
             found=self._found,
             attempt=self._attempt_at,
@@ -174,13 +163,7 @@ class WireGuardClientService(WireGuardService):
         for network, endpoint in wireguardsetup.held_endpoints(self._conf, self._known):
             if (network, endpoint) not in self._told:
                 self._told.add((network, endpoint))
-                self._log.warn(
-                    "{network} of AllowedIPs holds the endpoint {endpoint}, so it is not routed"
-                    " through the tunnel; {remedy}",
-                    network=network,
-                    endpoint=endpoint,
-                    remedy=wireguardsetup.REMEDY,
-                )
+                self._log.warn("{line}", line=wireguardsetup.held_line(network, endpoint))
         return wireguardsetup.system_state(self._config, self._conf, self._known)
 
     def _broken(self, failure: Failure, doing: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
-from pyvpn.config import WireGuardClientConfig
+from pyvpn.config import WireGuardClientConfig, host_port
 from pyvpn.core.noise import KeyPair
 from pyvpn.core.wireguardpeers import STOCK_MTU
 from pyvpn.errors import ConfigError
@@ -90,6 +90,10 @@ def warnings(config: WireGuardClientConfig, conf: WireGuardConf) -> list[str]:
             f" all traffic of this machine through the tunnel, only what goes to narrower networks"
             f" there; {REMEDY}"
         )
+    lines += [
+        f"{config.file}: {held_line(network, endpoint)}"
+        for network, endpoint in held_endpoints(conf, numeric(conf))
+    ]
     if not conf.addresses:
         lines.append(f"{config.file}: no Address, so this machine has none in the tunnel")
     return lines
@@ -131,6 +135,26 @@ def routes(conf: WireGuardConf) -> list[Network]:
     ]
 
 
+def places(conf: WireGuardConf) -> dict[bytes, tuple[str, int]]:
+    """Where the file says that peers are: a name or address, and a port, by public key."""
+    return {
+        peer.public_key: host_port(peer.endpoint, 0)
+        for peer in conf.peers
+        if peer.endpoint is not None
+    }
+
+
+def numeric(conf: WireGuardConf) -> dict[bytes, set[IPv4Address | IPv6Address]]:
+    """The addresses of the peers for which nobody has to be asked."""
+    found = {}
+    for key, (host, _) in places(conf).items():
+        try:
+            found[key] = {ip_address(host)}
+        except ValueError:
+            pass  # a name
+    return found
+
+
 def held_endpoints(conf: WireGuardConf, known: Known) -> list[tuple[Network, str]]:
     """Networks to be routed that hold the endpoint of a peer, and that endpoint.
 
@@ -145,6 +169,14 @@ def held_endpoints(conf: WireGuardConf, known: Known) -> list[tuple[Network, str
         for text, address in endpoints
         if address in network
     ]
+
+
+def held_line(network: Network, endpoint: str) -> str:
+    """What people are told of one of these."""
+    return (
+        f"{network} of AllowedIPs holds the endpoint {endpoint}, so it is not routed through the"
+        f" tunnel; {REMEDY}"
+    )
 
 
 def system_state(config: WireGuardClientConfig, conf: WireGuardConf, known: Known) -> SystemState:
