@@ -24,6 +24,8 @@ KIWI: Holder = ("kiwi", b"a" * 16)
 KIWI_PHONE: Holder = ("kiwi", b"b" * 16)
 PA: Holder = ("pa", b"c" * 16)
 TUI: Holder = ("tui", b"d" * 16)
+#: Who reserves and never leases.
+STOCK: Holder = ("", b"e" * 32)
 
 
 def nobody(holder: Holder) -> bool:
@@ -196,6 +198,45 @@ class AddressPoolTests(SynchronousTestCase):
         with self.assertRaises(TypeError):
             view[PA] = lease  # type: ignore[index]
 
+    def test_reserve(self) -> None:
+        """A reserved address is leased to nobody, wanted or not, until its holder is released."""
+        self.assertTrue(self.pool.reserve(STOCK, v4(2)))
+        self.assertTrue(self.pool.reserve(STOCK, v4(2)))
+        self.assertTrue(self.pool.reserve(STOCK, v6(3)))
+        self.assertEqual((STOCK, STOCK), (self.pool.holder(v4(2)), self.pool.holder(v6(3))))
+        self.assertEqual(self.lease(KIWI).ipv4, v4(3))
+        self.assertNotEqual(self.pool.leases()[KIWI].ipv6, v6(3))
+        with self.assertRaises(AddressTaken):
+            self.lease(PA, v4(2))
+        with self.assertRaises(AddressTaken):
+            self.lease(PA, None, v6(3))
+        self.assertFalse(self.pool.restore(PA, Lease(v4(2), None), NOW))
+        self.assertNotIn(STOCK, self.pool.leases())
+        self.pool.release(STOCK)
+        self.pool.release(STOCK)
+        self.assertEqual((None, None), (self.pool.holder(v4(2)), self.pool.holder(v6(3))))
+        self.assertEqual(self.lease(PA), Lease(v4(2), v6(2)))
+
+    def test_reserve_what_cannot_be_had(self) -> None:
+        """Somebody else's address, the hub's, the borders and those of others are not reserved."""
+        lease = self.lease(KIWI)
+        assert lease.ipv6 is not None
+        strange = (
+            v4(0),
+            v4(1),
+            v4(255),
+            v6(0),
+            v6(1),
+            IPv4Address("10.11.0.7"),
+            IPv6Address("::7"),
+        )
+        for address in (lease.ipv4, lease.ipv6, *strange):
+            self.assertFalse(self.pool.reserve(STOCK, address), address)
+        self.pool.release(STOCK)
+        self.assertEqual(self.pool.leases()[KIWI], lease)
+        self.assertEqual(KIWI, self.pool.holder(lease.ipv4))
+        self.assertFalse(AddressPool(NET4, None).reserve(STOCK, v6(7)))
+
     def test_too_small(self) -> None:
         """A network without room for a hub and a device is refused in one clear line."""
         for net4, net6, words in (
@@ -301,6 +342,7 @@ class AddressPoolMachine(RuleBasedStateMachine):
         self.net6 = IPv6Network("fd00::/125")
         self.pool = AddressPool(self.net4, self.net6)
         self.now = NOW
+        self.reserved: set[IPv4Address | IPv6Address] = set()
 
     @rule(holder=HOLDERS, host4=HOSTS, host6=HOSTS, used=st.sets(HOLDERS, max_size=4))
     def lease(
@@ -313,7 +355,8 @@ class AddressPoolMachine(RuleBasedStateMachine):
             lease = self.pool.lease(holder, wanted4, wanted6, self.now, used.__contains__)
         except (AddressTaken, PoolExhausted) as error:
             assert dict(self.pool.leases()) == before
-            assert isinstance(error, AddressTaken) or len(before) == 5
+            kept = sum(address.version == 4 for address in self.reserved)
+            assert isinstance(error, AddressTaken) or len(before) + kept == 5
             return
         assert self.pool.leases()[holder] == lease
         assert wanted4 in (None, lease.ipv4)
@@ -328,6 +371,18 @@ class AddressPoolMachine(RuleBasedStateMachine):
     def restore(self, holder: Holder, host4: int, host6: int | None) -> None:
         ipv6 = None if host6 is None else self.net6.network_address + host6
         self.pool.restore(holder, Lease(self.net4.network_address + host4, ipv6), self.now)
+
+    @rule(host=st.integers(0, 8), six=st.booleans())
+    def reserve(self, host: int, six: bool) -> None:
+        address = (self.net6 if six else self.net4).network_address + host
+        if self.pool.reserve(STOCK, address):
+            self.reserved.add(address)
+        assert (address in self.reserved) == (self.pool.holder(address) == STOCK)
+
+    @rule()
+    def release_reserved(self) -> None:
+        self.pool.release(STOCK)
+        self.reserved.clear()
 
     @rule(holder=HOLDERS)
     def release(self, holder: Holder) -> None:
@@ -346,6 +401,7 @@ class AddressPoolMachine(RuleBasedStateMachine):
         leases = self.pool.leases().values()
         fours = [lease.ipv4 for lease in leases]
         sixes = [lease.ipv6 for lease in leases if lease.ipv6 is not None]
+        assert not self.reserved & {*fours, *sixes}
         assert len(set(fours)) == len(fours)
         assert len(set(sixes)) == len(sixes)
         assert all(2 <= int(address) - int(self.net4.network_address) <= 6 for address in fours)

@@ -33,7 +33,7 @@ import twisted.internet.task
 from attrs import define
 from twisted.internet.defer import Deferred
 
-from pyvpn.state.interface import AuditRecord, Device, User
+from pyvpn.state.interface import AuditRecord, Device, User, WireGuardPeerRecord
 from pyvpn.state.memory import MemoryStore
 from pyvpn.state.sqlite import SQLiteStore
 
@@ -84,9 +84,26 @@ def write(number: int) -> Callable[[Any], Any]:
         )
         for _ in range(random.randrange(1, 30))
     ]
+    keys = [bytes([random.randrange(40)]) * 32 for _ in range(random.randrange(1, 30))]
+    peers = [
+        WireGuardPeerRecord(
+            f"peer {key[0]}",
+            key,
+            random.randbytes(32),
+            ("fd77::/64",),
+            None,
+            None,
+            25,
+            True,
+            number,
+        )
+        for key in keys
+    ]
     return random.choice(
         [
             methodcaller("put_user", user),
+            methodcaller("put_peers", peers),
+            methodcaller("remove_peers", keys[:3]),
             methodcaller("put_devices", devices),
             methodcaller("put_devices", devices),
             methodcaller("remove_device", user.name, bytes([random.randrange(40)]) * 16),
@@ -130,13 +147,14 @@ class Seen:
 
     users: dict[str, User]
     devices: dict[tuple[str, bytes], Device]
+    peers: dict[bytes, WireGuardPeerRecord]
     settings: list[str | None]
     audit: list[int]
 
 
 def seen(store: Any, audit: list[int]) -> Seen:
     settings = [store.setting(f"key {number}") for number in range(5)]
-    return Seen(dict(store.users()), dict(store.devices()), settings, audit)
+    return Seen(dict(store.users()), dict(store.devices()), dict(store.peers()), settings, audit)
 
 
 def on_disk(path: Path) -> Seen:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from ipaddress import IPv6Network
 from pathlib import Path
 
@@ -173,6 +175,22 @@ class BadDirectoryTests(DirectoryCase):
             message = f"{self.path / name}: missing, while {dependent} is there; {self.LOSS}"
             self.refused(self.prepare, message)
 
+    def test_lost_wireguard_key(self) -> None:
+        """The key that peers know is not silently made anew; one that nobody knows is made."""
+        self.prepare()
+        path = self.state.wireguard_path
+        path.unlink()
+        self.assertEqual(["wireguard.key"], self.prepare())  # positive control
+        with closing(sqlite3.connect(self.state.store_path)) as connection:
+            connection.execute(
+                "INSERT INTO peers VALUES (?, ?, ?, '', NULL, NULL, 0, 1, 5, NULL)",
+                (b"\x01" * 32, "kiwi", bytes(32)),
+            )
+            connection.commit()
+        self.assertEqual([], self.prepare())
+        path.unlink()
+        self.refused(self.prepare, f"{path}: missing, while store.sqlite is there; {self.LOSS}")
+
     def test_missing(self) -> None:
         """Without init the token's reader says how to make one."""
         remedy = f"run: pyvpn init --state-dir {self.path}"
@@ -224,10 +242,23 @@ class BadDirectoryTests(DirectoryCase):
             path.write_bytes(before)
             self.assertEqual([], self.prepare())
 
+    def test_spoilt_wireguard_key(self) -> None:
+        """A damaged key towards stock peers is refused, and not replaced by another."""
+        self.prepare()
+        path = self.state.wireguard_path
+        self.assertEqual(public_key(self.state.wireguard_private), self.state.wireguard_public)
+        path.write_text("not base64!")
+        message = f"{path}: not 32 bytes in base64; {self.LOSS}"
+        self.refused(self.prepare, message)
+        self.refused(lambda: self.state.wireguard_private, message)
+        path.unlink()
+        remedy = f"run: pyvpn init --state-dir {self.path}"
+        self.refused(lambda: self.state.wireguard_public, f"{path}: missing; {remedy}")
+
     def test_modes(self) -> None:
         """A secret that others may read is refused, and so is a directory that others may write."""
         self.prepare()
-        for path in (self.state.token_path, self.state.login_path, self.state.store_path):
+        for path in map(self.path.joinpath, sorted(FILES)):
             for mode in (0o640, 0o604, 0o620):
                 path.chmod(mode)
                 message = f"{path}: others may read this secret; run: chmod 600 {path}"

@@ -23,7 +23,7 @@ from zope.interface.verify import verifyObject
 import pyvpn
 from pyvpn.errors import StoreError
 from pyvpn.state import memory, sqlite
-from pyvpn.state.interface import AuditRecord, Device, IStore, User
+from pyvpn.state.interface import AuditRecord, Device, IStore, User, WireGuardPeerRecord
 from pyvpn.state.memory import MemoryStore
 from pyvpn.state.sqlite import SQLiteStore, create_store
 from tests.state import temporary_directory
@@ -33,6 +33,20 @@ BOB = User("b\u00f6b", b"\x02" * 32, False, 1_700_000_001)
 LAPTOP = Device("alice", b"L" * 16, "laptop", b"\x40" + bytes(11), "10.10.0.2", "fd00::2", 5)
 PHONE = Device("alice", b"P" * 16, "", bytes(12), None, None, 6)
 DESK = Device("b\u00f6b", b"D" * 16, "desk", b"\xff" * 12, "10.10.0.3", None, 7)
+
+ROUTER = WireGuardPeerRecord(
+    "router",
+    b"\x11" * 32,
+    b"\x12" * 32,
+    ("192.168.7.0/24", "fd77::/64"),
+    "10.10.0.4",
+    "fd00::4",
+    25,
+    True,
+    1_700_000_002,
+    "[2001:db8::1]:51820",
+)
+TABLET = WireGuardPeerRecord("t\u00e4b", b"\x13" * 32, bytes(32), (), None, None, 0, False, 8)
 
 
 def replaced(value: Any, **changes: Any) -> Any:
@@ -48,6 +62,10 @@ def random_writes(random: Random, count: int) -> Iterator[Callable[[Any], Any]]:
         ipv4 = random.choice([None, "10.10.0.2"])
         return Device(user, bytes([number]) * 16, "", random.randbytes(12), ipv4, None, number)
 
+    def peer(n: int) -> WireGuardPeerRecord:
+        key, name = bytes([random.randrange(4)]) * 32, random.choice("klmn")
+        return WireGuardPeerRecord(name, key, bytes(32), (), None, None, 0, True, n)
+
     for n in range(count):
         user = User(random.choice("abc"), random.randbytes(32), random.random() < 0.5, n)
         devices = [device() for _ in range(random.randrange(5))]
@@ -60,6 +78,8 @@ def random_writes(random: Random, count: int) -> Iterator[Callable[[Any], Any]]:
                 methodcaller("put_devices", devices),
                 methodcaller("put_devices", devices),
                 methodcaller("remove_device", user.name, bytes(16)),
+                methodcaller("put_peers", [peer(n) for _ in range(random.randrange(3))]),
+                methodcaller("remove_peers", [peer(n).public_key]),
                 methodcaller("set_setting", "key", str(n)),
                 methodcaller("add_audit", records),
             ]
@@ -87,6 +107,7 @@ class StoreTests:
         """A new store knows nobody and no setting."""
         store = self.opened()
         self.assertEqual(({}, {}), (dict(store.users()), dict(store.devices())))
+        self.assertEqual({}, dict(store.peers()))
         self.assertIsNone(store.setting("endpoint"))
 
     async def test_users(self) -> None:
@@ -145,6 +166,54 @@ class StoreTests:
         self.assertEqual([BOB], list(store.users().values()))
         self.assertEqual([DESK], list(store.devices().values()))
 
+    async def test_peers(self) -> None:
+        """Peers are kept by public key with all their values, and replaced one by one."""
+        store = self.opened()
+        await store.put_peers([ROUTER, TABLET])
+        self.assertEqual({p.public_key: p for p in (ROUTER, TABLET)}, dict(store.peers()))
+        changed = replaced(
+            ROUTER, name="r", psk=bytes(32), allowed_ips=(), ipv4=None, keepalive=0, endpoint=None
+        )
+        await store.put_peers([changed])
+        self.assertEqual({p.public_key: p for p in (changed, TABLET)}, dict(store.peers()))
+
+    async def test_remove_peers(self) -> None:
+        """Removing peers forgets those only, and once more is harmless; their names are free."""
+        store = self.opened()
+        await store.put_peers([ROUTER, TABLET])
+        for _ in range(2):
+            await store.remove_peers([ROUTER.public_key, b"?" * 32])
+            self.assertEqual([TABLET], list(store.peers().values()))
+        await store.put_peers([replaced(TABLET, name="router")])
+        self.assertEqual(["router"], [peer.name for peer in store.peers().values()])
+
+    async def test_peer_names(self) -> None:
+        """A name that another peer has is refused with the whole write; a name may move in one."""
+        store = self.opened()
+        await store.put_peers([ROUTER, TABLET])
+        for peers in (
+            [replaced(TABLET, keepalive=9), replaced(ROUTER, name=TABLET.name)],
+            [replaced(ROUTER, public_key=b"\x14" * 32)],
+            [replaced(ROUTER, public_key=bytes([n]) * 32, name="new") for n in (20, 21)],
+        ):
+            with self.assertRaises(StoreError):
+                await store.put_peers(peers)
+            self.assertEqual({p.public_key: p for p in (ROUTER, TABLET)}, dict(store.peers()))
+        renamed = [replaced(ROUTER, name="old"), replaced(TABLET, name="router")]
+        await store.put_peers(renamed)
+        self.assertEqual({p.public_key: p for p in renamed}, dict(store.peers()))
+        with self.assertRaises(StoreError):
+            await store.put_peers([replaced(ROUTER, public_key=b"\x14" * 32)])
+        await store.put_peers([replaced(ROUTER, public_key=b"\x14" * 32, name=TABLET.name)])
+
+    async def test_peers_stay(self) -> None:
+        """Users and peers are apart: removing one leaves the other of the same name."""
+        store = self.opened()
+        await store.put_user(ALICE)
+        await store.put_peers([replaced(ROUTER, name="alice")])
+        await store.remove_user("alice")
+        self.assertEqual(1, len(store.peers()))
+
     async def test_settings(self) -> None:
         """A setting is what was last written."""
         store = self.opened()
@@ -196,6 +265,16 @@ class StoreTests:
         store = self.opened()
         with self.assertRaises(TypeError):
             store.users()["alice"] = ALICE
+        with self.assertRaises(TypeError):
+            store.peers()[b""] = ROUTER
+
+    async def test_views_are_live(self) -> None:
+        """What was answered once shows what is written later."""
+        store = self.opened()
+        users, peers = store.users(), store.peers()
+        await store.put_user(ALICE)
+        await store.put_peers([ROUTER])
+        self.assertEqual(([ALICE], [ROUTER]), (list(users.values()), list(peers.values())))
 
     async def test_closed(self) -> None:
         """After close, which may come twice, writes fail with StoreError and reads go on."""
@@ -243,6 +322,7 @@ class SQLiteStoreTests(InTemporaryDirectory, StoreTests, TestCase):
         await store.put_user(ALICE)
         await store.put_user(BOB)
         await store.put_devices([LAPTOP, PHONE, DESK])
+        await store.put_peers([ROUTER, TABLET])
         await store.set_setting("key", "value")
         await store.add_audit([AuditRecord(1, None, "event", "detail")])
         second = self.opened()
@@ -251,6 +331,7 @@ class SQLiteStoreTests(InTemporaryDirectory, StoreTests, TestCase):
             {d.device_id: d for d in (LAPTOP, PHONE, DESK)},
             {d.device_id: d for d in second.devices().values()},
         )
+        self.assertEqual({p.public_key: p for p in (ROUTER, TABLET)}, dict(second.peers()))
         self.assertEqual("value", second.setting("key"))
         self.assertEqual([AuditRecord(1, None, "event", "detail")], await second.audit(9))
 
@@ -271,13 +352,15 @@ class SQLiteStoreTests(InTemporaryDirectory, StoreTests, TestCase):
             self.path = self.directory / f"{seed}.sqlite"
             store, model = self.opened(), MemoryStore()
             writes = []
-            for call in random_writes(Random(seed), 30):
-                call(model)
-                writes.append(call(store))
+            for call in random_writes(Random(seed), 60):
+                written = call(model)
+                written.addErrback(lambda failure: failure.trap(StoreError))  # a name is taken
+                writes.append(call(store).addErrback(lambda failure: failure.trap(StoreError)))
             await gatherResults(writes)
             for other in (model, self.opened()):
                 self.assertEqual(dict(other.users()), dict(store.users()), seed)
                 self.assertEqual(dict(other.devices()), dict(store.devices()), seed)
+                self.assertEqual(dict(other.peers()), dict(store.peers()), seed)
                 self.assertEqual(other.setting("key"), store.setting("key"), seed)
             self.assertEqual(await model.audit(99), await store.audit(99))
 
@@ -634,6 +717,7 @@ class BadFileTests(InTemporaryDirectory, SynchronousTestCase):
 class SchemaTests(InTemporaryDirectory, SynchronousTestCase):
     """Numbered steps lead an older store to today's schema, or leave it as it was."""
 
+    STEPS = sqlite.SCHEMA_STEPS
     NOTES = ("CREATE TABLE notes (text TEXT)", "INSERT INTO notes SELECT name FROM users")
 
     def setUp(self) -> None:
@@ -658,6 +742,24 @@ class SchemaTests(InTemporaryDirectory, SynchronousTestCase):
             self.assertEqual([ALICE], list(store.users().values()))
         self.assertEqual([(3,)], self.query("SELECT version FROM schema_version"))
         self.assertEqual([("alice",)], self.query("SELECT text FROM notes"))
+
+    def test_before_peers(self) -> None:
+        """A store of the first release opens, keeps its users and takes peers from then on."""
+        path = self.directory / "first.sqlite"
+        self.patch(sqlite, "SCHEMA_STEPS", sqlite.SCHEMA_STEPS[:1])
+        create_store(path, {"key": "value"})
+        self.assertFalse(sqlite.has_peers(path))
+        self.patch(sqlite, "SCHEMA_STEPS", self.STEPS)
+        store = SQLiteStore(path)
+        store.open()
+        self.assertEqual(({}, "value"), (dict(store.peers()), store.setting("key")))
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(
+                "INSERT INTO peers VALUES (?, ?, ?, '', NULL, NULL, 0, 1, 5, NULL)",
+                (b"\x01" * 32, "kiwi", bytes(32)),
+            )
+            connection.commit()
+        self.assertTrue(sqlite.has_peers(path))
 
     def test_failing_step(self) -> None:
         """A step that fails half-way leaves the store in its old schema, still good."""
