@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.netns.lab import Host, Lab, LabError, Process
-from tests.netns.namespaces import remove_namespace
 
 A, HUB, C = "a", "hub", "c"
 HOSTS = (
@@ -123,13 +122,7 @@ class ThreeHosts(Lab):
         self._undo.callback(shutil.rmtree, directory, ignore_errors=True)
         self._directory = Path(directory)
         for name in self.hosts:
-            (self._directory / name).mkdir(mode=0o700)
-            namespace = self.namespace(name)
-            self._undo.callback(remove_namespace, namespace)
-            self._ip("netns", "add", namespace)
-            self._ip("-n", namespace, "link", "set", "lo", "up")
-            # An IPv6 address that is probed for duplicates cannot be used for its first second.
-            self._inside(name, ["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"])
+            self._make_host(name)
         for index, name in enumerate((A, C), start=101):
             self._join_hub(self.hosts[name], index)
 

@@ -491,13 +491,7 @@ class Lab:
         self._undo.callback(_remove_directory, self)
         self._directory = Path(tempfile.mkdtemp(prefix=f"{self._prefix}-"))
         for name in (INET, *self.hosts):
-            (self._directory / name).mkdir(mode=0o700)
-            namespace = self.namespace(name)
-            self._undo.callback(remove_namespace, namespace)
-            self._ip("netns", "add", namespace)
-            self._ip("-n", namespace, "link", "set", "lo", "up")
-            # An IPv6 address that is probed for duplicates cannot be used for its first second.
-            self._inside(name, ["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"])
+            self._make_host(name)
         forward = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]
         # 'no such net' for every packet: wait_answer() then need not wait for a ping to time out
         refuse = ["net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"]
@@ -505,6 +499,16 @@ class Lab:
         for index, host in enumerate(self.hosts.values(), start=101):
             self._cable(host, index)
         self._inside(INET, ["nft", "-f", "-"], stdin=self._counting_rules())
+
+    def _make_host(self, name: str) -> None:
+        """A namespace and a directory, with nothing in them yet."""
+        (self._directory / name).mkdir(mode=0o700)
+        namespace = self.namespace(name)
+        self._undo.callback(remove_namespace, namespace)
+        self._ip("netns", "add", namespace)
+        self._ip("-n", namespace, "link", "set", "lo", "up")
+        # An IPv6 address that is probed for duplicates cannot be used for its first second.
+        self._inside(name, ["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"])
 
     def _cable(self, host: Host, index: int) -> None:
         """Join a host to the internet: both ends are made in their namespaces, never outside.

@@ -12,8 +12,7 @@ from pyvpn.tx import fairqueue, udp
 from pyvpn.tx.endpoint import UDPEndpoint
 from pyvpn.tx.fairqueue import FairQueue
 from pyvpn.tx.udp import ALONE_READS
-from tests.tx.test_udp_bulk import Ports
-from tests.tx.worlds import MemoryWorld, Receiver, burst_of
+from tests.tx.worlds import MemoryWorld, Ports, Receiver, burst_of
 
 FULL = 1452
 #: What one send takes of a super-packet.

@@ -8,7 +8,6 @@ from ipaddress import ip_address
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.logger import LogEvent, globalLogPublisher
-from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.core.burst import Burst
 from pyvpn.errors import StartError
@@ -19,8 +18,8 @@ from tests.tx.worlds import (
     LoopbackWorld,
     MemoryWorld,
     NamespaceWorld,
+    Ports,
     Receiver,
-    World,
     burst_of,
 )
 
@@ -34,20 +33,8 @@ FOREIGN_PKTINFO = {
 class UDPPortMixin:
     """What must hold on every network."""
 
-    make_world: type[World]
-
     def setUp(self) -> None:
-        self.world = self.make_world(self)
-        self.hub = Receiver(echo=True)
-        self.client = Receiver()
-        self.hub_port = self.world.port(self, self.hub, "hub")
-        self.client_port = self.world.port(self, self.client, "client", pin_source=False)
-
-    def to_hub(self, address: str = "") -> UDPEndpoint:
-        """The hub as the client sees it."""
-        return self.client_port.endpoint(
-            address or self.world.hub_addresses[0], self.hub_port.localPort
-        )
+        self.make_ports()
 
     def send(self, *datagrams: bytes, address: str = "") -> None:
         """The client sends."""
@@ -312,7 +299,7 @@ class UDPPortMixin:
         self.assertEqual(self.hub_port.counters, {})
 
 
-class MemoryUDPPortTests(UDPPortMixin, SynchronousTestCase):
+class MemoryUDPPortTests(UDPPortMixin, Ports):
     """On the memory network, and what only it can provoke at will."""
 
     make_world = MemoryWorld
@@ -506,13 +493,13 @@ class MemoryUDPPortTests(UDPPortMixin, SynchronousTestCase):
         self.assertEqual(self.hub_port.counters, {"connection_lost": 1})
 
 
-class LoopbackUDPPortTests(UDPPortMixin, SynchronousTestCase):
+class LoopbackUDPPortTests(UDPPortMixin, Ports):
     """On the kernel, without privilege."""
 
     make_world = LoopbackWorld
 
 
-class NamespaceUDPPortTests(UDPPortMixin, SynchronousTestCase):
+class NamespaceUDPPortTests(UDPPortMixin, Ports):
     """On the kernel, with several addresses of both families (root)."""
 
     make_world = NamespaceWorld

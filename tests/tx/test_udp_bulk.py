@@ -11,17 +11,15 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.logger import LogEvent, globalLogPublisher
-from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.testing.memory import MemorySocket
-from pyvpn.tx.endpoint import UDPEndpoint
 from pyvpn.tx.udp import ALONE_READS, BULK_BYTES, TURN_BYTES
 from tests.tx.worlds import (
     LoopbackWorld,
     MemoryWorld,
     NamespaceWorld,
+    Ports,
     Receiver,
-    World,
     burst_of,
 )
 
@@ -41,32 +39,6 @@ def run_of(count: int, size: int, last: int = 0) -> list[bytes]:
     """Equal ones, the last `last` bytes long if given."""
     run = [datagram[:size] for datagram in numbered(count, size)]
     return [*run[:-1], run[-1][:last]] if last else run
-
-
-class Ports(SynchronousTestCase):
-    """A hub that echoes and a client in one world."""
-
-    make_world: type[World]
-
-    def make_ports(self) -> None:
-        self.world: Any = self.make_world(self)
-        self.hub = Receiver(echo=True)
-        self.client = Receiver()
-        self.hub_port = self.world.port(self, self.hub, "hub")
-        self.client_port = self.world.port(self, self.client, "client", pin_source=False)
-
-    def to_hub(self, address: str = "") -> UDPEndpoint:
-        return self.client_port.endpoint(
-            address or self.world.hub_addresses[0], self.hub_port.localPort
-        )
-
-    def exchange(self, *runs: list[bytes], address: str = "") -> None:
-        """Send the runs to the hub; all of it must come back, in order."""
-        self.client.bursts.clear()
-        self.client_port.writeBursts([burst_of(self.to_hub(address), run) for run in runs])
-        expected = [datagram for run in runs for datagram in run]
-        self.world.until(lambda: len(self.client.datagrams()) >= len(expected))
-        self.assertEqual(self.client.datagrams(), expected)
 
 
 class BulkMixin:

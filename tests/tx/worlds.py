@@ -255,3 +255,29 @@ def run_until(reactor: EPollReactor, condition: Callable[[], bool]) -> None:
             raise AssertionError(f"the condition does not hold after {PATIENCE} s")
         reactor.runUntilCurrent()
         reactor.doIteration(0.0 if reactor.getDelayedCalls() else 0.05)
+
+
+class Ports(SynchronousTestCase):
+    """A hub that echoes and a client in one world."""
+
+    make_world: type[World]
+
+    def make_ports(self) -> None:
+        self.world: Any = self.make_world(self)
+        self.hub = Receiver(echo=True)
+        self.client = Receiver()
+        self.hub_port = self.world.port(self, self.hub, "hub")
+        self.client_port = self.world.port(self, self.client, "client", pin_source=False)
+
+    def to_hub(self, address: str = "") -> UDPEndpoint:
+        return self.client_port.endpoint(
+            address or self.world.hub_addresses[0], self.hub_port.localPort
+        )
+
+    def exchange(self, *runs: list[bytes], address: str = "") -> None:
+        """Send the runs to the hub; all of it must come back, in order."""
+        self.client.bursts.clear()
+        self.client_port.writeBursts([burst_of(self.to_hub(address), run) for run in runs])
+        expected = [datagram for run in runs for datagram in run]
+        self.world.until(lambda: len(self.client.datagrams()) >= len(expected))
+        self.assertEqual(self.client.datagrams(), expected)
