@@ -31,7 +31,7 @@ ours() {
 }
 
 remove_links() {
-    for name in pyvpn twistd pyvpn-twistd; do
+    for name in pyvpn pyvpn-wg twistd pyvpn-twistd; do
         if ours "$BIN/$name"; then rm -f "$BIN/$name"; fi
     done
 }
@@ -81,6 +81,7 @@ install() {
     mkdir -p "$BIN"
     remove_links
     link pyvpn pyvpn
+    link pyvpn-wg pyvpn-wg
     if other=$(command -v twistd); then
         echo "note: another twistd is installed ($other), so PyVPN's is pyvpn-twistd"
         link twistd pyvpn-twistd
