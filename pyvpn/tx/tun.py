@@ -15,6 +15,7 @@ from zope.interface import implementer
 
 from pyvpn.core import segments
 from pyvpn.core.burst import Buffer
+from pyvpn.tx.lonereads import LoneReads
 from pyvpn.tx.tally import Tally
 
 # One turn of the reactor takes no more than this, so that timers and the other port stay prompt.
@@ -24,17 +25,11 @@ TURN_BYTES = 512 * 1024
 # 65,535 bytes of IP packet and the virtio header, rounded up.
 FRAME_BYTES = 65_600
 
-# After a frame up to this long a second read mostly finds nothing (a ping, a keystroke), and that
-# probe costs 2-5 us of a hop of about 60 (docs/architecture.rst). A longer one is bulk: more is
-# behind it.
+# Frames up to this long may come alone, see LoneReads; behind a longer one there is more.
 SMALL_FRAME_BYTES = 512
 
 # A frame this long is a super-packet.
 BULK_FRAME_BYTES = 32 * 1024
-
-# Turns that go without the probe after it found nothing: doubles up to this while it keeps finding
-# nothing, so a burst of small frames is noticed after at most so many turns of one frame each.
-MOST_LONE_TURNS = 16
 
 # Looks by readNow() that may find nothing in a row before it is done only every so many turns.
 MOST_VAIN_LOOKS = 3
@@ -99,8 +94,7 @@ class TUNPort:
         self._writev = system.writev
         self._tally = Tally(device.name, self._log)
         self.counters = self._tally.counters
-        self._lone_turns = 0
-        self._lone_streak = 0
+        self._lone = LoneReads()
         self._cut = cut
         self._wrote = False
         self._vain_looks = 0
@@ -152,8 +146,7 @@ class TUNPort:
             taken = 1
             frames.append(frame)
             room = TURN_BYTES - len(frame)
-            if self._lone_turns and len(frame) <= SMALL_FRAME_BYTES:
-                self._lone_turns -= 1
+            if len(frame) <= SMALL_FRAME_BYTES and self._lone.enough():
                 room = 0
             while room > 0 and taken < TURN_FRAMES:
                 if len(frame) >= BULK_FRAME_BYTES:
@@ -165,10 +158,7 @@ class TUNPort:
                 room -= len(frame)
         except BlockingIOError:
             if taken:  # a look in vain, see readNow, tells nothing about how frames come
-                self._lone_streak = (
-                    min(2 * self._lone_streak + 1, MOST_LONE_TURNS) if taken == 1 else 0
-                )
-                self._lone_turns = self._lone_streak
+                self._lone.drained(taken)
         except OSError as error:
             self._tally.error(error, "read")
             if error.errno in GONE:

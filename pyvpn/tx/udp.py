@@ -16,6 +16,7 @@ from zope.interface import implementer
 from pyvpn.core.burst import Buffer, Burst
 from pyvpn.tx.endpoint import SocketAddress, UDPEndpoint
 from pyvpn.tx.fairqueue import FairQueue
+from pyvpn.tx.lonereads import LoneReads
 from pyvpn.tx.tally import Tally
 from pyvpn.tx.udpsender import UDPSender
 from pyvpn.tx.udpsocket import (
@@ -49,12 +50,11 @@ MEMORY_BYTES = LAST_START + READ_BYTES
 
 # To be fair to many senders, all that the kernel holds is read before it is handed over. That
 # costs a tenth of the throughput, in memory that is new and has left the cache again. So not when
-# one sender has had this many reads to itself: a quarter of a second of TCP at full speed.
+# one sender has had this many reads to itself: a sixth of a second of TCP at full speed.
 ALONE_READS = 1024
 
-# Datagrams up to this long may come alone, see TUNPort; a longer one is bulk.
+# Datagrams up to this long may come alone, see LoneReads; a longer one is bulk.
 SMALL_DATAGRAM_BYTES = 544
-MOST_LONE_TURNS = 16
 
 # Held back while the socket is full, in datagrams. What arrives above it is dropped and counted.
 # TUN reading is paused meanwhile, so only what was read before (two turns at most) and handshakes,
@@ -143,8 +143,7 @@ class UDPPort:
         self._tally = Tally(f"UDP port {port}", self._log)
         self.counters = self._tally.counters
         self._unsent: list[Burst] = []
-        self._lone_turns = 0
-        self._lone_streak = 0
+        self._lone = LoneReads()
         self._pktinfo = PKTINFO[self.family]
         self.gso = self.gro = self.df = False
         self._sender: UDPSender | None = None
@@ -291,12 +290,26 @@ class UDPPort:
         else:
             self._receive_from_many()
 
-    def _note_read(self) -> None:
+    def _look_at(
+        self,
+        length: int,
+        ancillary: list[tuple[int, int, bytes]],
+        flags: int,
+        remote: SocketAddress,
+    ) -> int:
+        """Note who sent what was just read; how long its datagrams are, 0 if it is of no use."""
+        if flags & INCOMPLETE or not length or not remote[1]:
+            self._tally.add(_why_dropped(flags, length))
+            return 0
+        if remote != self._remote or ancillary != self._ancillary:
+            self._note_sender(remote, ancillary)
         if self._endpoint is self._last_sender:
             self._reads_alone += 1
         else:
             self._last_sender = self._endpoint
             self._reads_alone = 0
+        size = self._segment
+        return size if 0 < size < length else length  # else one datagram, or a size that cannot be
 
     def _receive_from_many(self) -> None:
         """Read all that is there before the rest of it is handed over, senders in turns."""
@@ -328,10 +341,7 @@ class UDPPort:
                 data, ancillary, flags, remote = recvmsg(READ_BYTES, ANCILLARY_BYTES)
             except BlockingIOError:
                 if first:
-                    lone = reads == 1
-                    streak = 2 * self._lone_streak + 1
-                    self._lone_streak = min(streak, MOST_LONE_TURNS) if lone else 0
-                    self._lone_turns = self._lone_streak
+                    self._lone.drained(reads)
                 break
             except OSError as error:
                 self._tally.error(error, "receive")
@@ -339,22 +349,15 @@ class UDPPort:
                 continue
             reads += 1
             length = len(data)
-            if flags & INCOMPLETE or not length or not remote[1]:
-                self._tally.add(_why_dropped(flags, length))
+            size = self._look_at(length, ancillary, flags, remote)
+            if not size:
                 continue
-            if remote != self._remote or ancillary != self._ancillary:
-                self._note_sender(remote, ancillary)
-            size = self._segment
-            if not 0 < size < length:  # one datagram, or a size that cannot be
-                size = length
             endpoint = self._endpoint
             assert endpoint is not None
             lost = put(data, size, endpoint)
             if lost:
                 self._tally.add("receive_queue_full", lost)
-            self._note_read()
-            if first and reads == 1 and self._lone_turns and length <= SMALL_DATAGRAM_BYTES:
-                self._lone_turns -= 1
+            if first and reads == 1 and length <= SMALL_DATAGRAM_BYTES and self._lone.enough():
                 break
         return reads
 
@@ -378,9 +381,7 @@ class UDPPort:
             try:
                 got = recvmsg_into((memory[used:],), ANCILLARY_BYTES)
             except BlockingIOError:
-                lone = reads == 1
-                self._lone_streak = min(2 * self._lone_streak + 1, MOST_LONE_TURNS) if lone else 0
-                self._lone_turns = self._lone_streak
+                self._lone.drained(reads)
                 break
             except OSError as error:
                 if self._socket is None:
@@ -391,20 +392,13 @@ class UDPPort:
             length, ancillary, flags, remote = got
             reads += 1
             room -= length
-            if flags & INCOMPLETE or not length or not remote[1]:
-                self._tally.add(_why_dropped(flags, length))
+            each = self._look_at(length, ancillary, flags, remote)
+            if not each:
                 count += 1
                 continue
-            if remote != self._remote or ancillary != self._ancillary:
-                self._note_sender(remote, ancillary)
-            self._note_read()
-            each = self._segment
-            if not 0 < each < length:  # one datagram, or a size that cannot be
-                each = length
             count += -(-length // each)
-            if self._lone_turns and reads == 1 and length <= SMALL_DATAGRAM_BYTES:
-                self._lone_turns -= 1
-                only_one = True
+            if reads == 1 and length <= SMALL_DATAGRAM_BYTES:
+                only_one = self._lone.enough()
             if (
                 start == used
                 or self._endpoint is not endpoint

@@ -16,9 +16,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from pyvpn.linux.tun import Offloads, open_tun
 from pyvpn.testing.memory import MemoryHost, MemoryNetwork, MemoryTUN
 from pyvpn.testing.reactor import MemoryReactor
+from pyvpn.tx.lonereads import MOST_TURNS
 from pyvpn.tx.tun import (
     LOOK_AGAIN_TURNS,
-    MOST_LONE_TURNS,
     MOST_VAIN_LOOKS,
     TURN_BYTES,
     TURN_FRAMES,
@@ -284,7 +284,7 @@ class MemoryTUNPortTests(TUNPortMixin, SynchronousTestCase):
     def test_lone_frames_need_one_read(self) -> None:
         """A ping costs no second read, but for a probe every few turns."""
         self.port.startReading()
-        count = 10 * MOST_LONE_TURNS
+        count = 10 * MOST_TURNS
         for _ in range(count):
             self.world.kernel_sends([b"ping"])
             self.world.reactor.settle()
@@ -306,7 +306,7 @@ class MemoryTUNPortTests(TUNPortMixin, SynchronousTestCase):
         self.world.kernel_sends(sent)
         self.world.reactor.settle()
         self.assertEqual(self.notes.payloads(), sent)
-        self.assertLess(len(self.notes.turns), MOST_LONE_TURNS + 8)
+        self.assertLess(len(self.notes.turns), MOST_TURNS + 8)
 
     def test_few_after_lone_ones(self) -> None:
         """Where several small frames come at a time each turn drains them all."""
@@ -314,7 +314,7 @@ class MemoryTUNPortTests(TUNPortMixin, SynchronousTestCase):
         for _ in range(100):
             self.world.kernel_sends([b"ping"])
             self.world.reactor.settle()
-        for _ in range(MOST_LONE_TURNS):
+        for _ in range(MOST_TURNS):
             self.world.kernel_sends([b"one", b"two", b"three"])
             self.world.reactor.settle()
         self.notes.turns.clear()

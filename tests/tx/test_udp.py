@@ -13,7 +13,8 @@ from pyvpn.core.burst import Burst
 from pyvpn.errors import StartError
 from pyvpn.testing.memory import Datagram, MemorySocket
 from pyvpn.tx.endpoint import UDPEndpoint
-from pyvpn.tx.udp import MOST_LONE_TURNS, MOST_UNSENT, TURN_DATAGRAMS
+from pyvpn.tx.lonereads import MOST_TURNS
+from pyvpn.tx.udp import MOST_UNSENT, TURN_DATAGRAMS
 from tests.tx.worlds import (
     LoopbackWorld,
     MemoryWorld,
@@ -443,11 +444,11 @@ class MemoryUDPPortTests(UDPPortMixin, Ports):
         """A ping costs no second read, but for a probe every few turns."""
         self.hub.echo = False
         socket = self.hub_socket()
-        for _ in range(10 * MOST_LONE_TURNS):
+        for _ in range(10 * MOST_TURNS):
             self.send(b"ping")
             self.world.reactor.settle()
         lone = socket.receives
-        self.assertLess(lone, 10 * MOST_LONE_TURNS * 1.15)
+        self.assertLess(lone, 10 * MOST_TURNS * 1.15)
         for _ in range(10):
             self.send(b"x" * 1400)
             self.world.reactor.settle()
@@ -465,7 +466,7 @@ class MemoryUDPPortTests(UDPPortMixin, Ports):
         self.send(*sent)
         self.world.reactor.settle()
         self.assertEqual(self.hub.datagrams(), sent)
-        self.assertLess(self.hub.calls.count("turn"), MOST_LONE_TURNS + 6)
+        self.assertLess(self.hub.calls.count("turn"), MOST_TURNS + 6)
 
     def test_few_after_lone_ones(self) -> None:
         """Where several small datagrams come at a time each turn drains them all."""
@@ -473,7 +474,7 @@ class MemoryUDPPortTests(UDPPortMixin, Ports):
         for _ in range(100):
             self.send(b"ping")
             self.world.reactor.settle()
-        for _ in range(MOST_LONE_TURNS):
+        for _ in range(MOST_TURNS):
             self.send(b"one", b"two", b"three")
             self.world.reactor.settle()
         self.hub.calls.clear()
