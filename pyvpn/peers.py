@@ -112,7 +112,7 @@ class StockPeers:
     def restore(self) -> None:
         """Tell the pool, and the core if there is one, what the store remembers."""
         lost: list[str] = []
-        for record in sorted(self._store.peers().values(), key=_age):
+        for record in sorted(self._store.peers().values(), key=_rank):
             networks = networks_of(record)
             lost += [f"{address} of {record.name}" for address in self._hold(record, networks)]
             if record.enabled:
@@ -209,7 +209,7 @@ class StockPeers:
         record = self.named(name)
         await self._store.remove_peers([record.public_key])
         self._stop(record)
-        self._release(record)
+        self.pool.release(_holder(record.public_key))
         return record
 
     async def _put_enabled(self, record: WireGuardPeerRecord) -> list[str]:
@@ -295,7 +295,10 @@ class StockPeers:
             created=self._wall_clock() // 1_000_000_000,
             endpoint=new.endpoint,
         )
-        self._hold(record, networks_of(record))
+        # Those that are free: what another peer has is its own until this is written.
+        for address in _single(networks_of(record)):
+            if self.pool.holder(address) is None:
+                self.pool.reserve(_holder(record.public_key), address)
         return record
 
     def _own_addresses(
@@ -343,15 +346,6 @@ class StockPeers:
             address for address in _single(networks) if not self.pool.reserve(holder, address)
         ]
         return [address for address in missing if str(address) in (record.ipv4, record.ipv6)]
-
-    def _release(self, record: WireGuardPeerRecord) -> None:
-        """Hold a peer's addresses no more, but for whom it lost them to while it was disabled."""
-        self.pool.release(_holder(record.public_key))
-        for network in networks_of(record):
-            owner = self._owners.get(network)
-            if owner is not None:
-                for address in _single([network]):
-                    self.pool.reserve(_holder(owner), address)
 
     # -- networks --------------------------------------------------------------------------------
 
@@ -590,8 +584,9 @@ def _text(address: Address | None) -> str | None:
     return None if address is None else str(address)
 
 
-def _age(record: WireGuardPeerRecord) -> int:
-    return record.created
+def _rank(record: WireGuardPeerRecord) -> tuple[bool, int]:
+    """Who is restored later: he gets what both say they have."""
+    return record.enabled, record.created
 
 
 def _enabled(record: WireGuardPeerRecord | None) -> bool:

@@ -176,14 +176,23 @@ class AddressPool:
     def reserve(self, holder: Holder, address: IPv4Address | IPv6Address) -> bool:
         """Keep an address for ``holder`` until :meth:`release`, whether it is seen or not.
 
-        For a holder that has no lease. Returns False, changing nothing, when the address cannot be
-        leased or somebody else has it.
+        For a holder that has no lease. What another holder of the same user's name has reserved
+        moves. Returns False, changing nothing, when the address cannot be leased or somebody else
+        has it.
         """
-        if isinstance(address, IPv4Address):
-            if not self._leasable4(address) or self._by4.setdefault(address, holder) != holder:
+        owner = self.holder(address)
+        if owner is not None and owner != holder:
+            if owner[0] != holder[0] or address not in self._reserved.get(owner, ()):
                 return False
-        elif not self._leasable6(address) or self._by6.setdefault(address, holder) != holder:
-            return False
+            self._reserved[owner].remove(address)
+        if isinstance(address, IPv4Address):
+            if not self._leasable4(address):
+                return False
+            self._by4[address] = holder
+        else:
+            if not self._leasable6(address):
+                return False
+            self._by6[address] = holder
         self._reserved.setdefault(holder, set()).add(address)
         return True
 

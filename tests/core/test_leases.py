@@ -237,6 +237,20 @@ class AddressPoolTests(SynchronousTestCase):
         self.assertEqual(KIWI, self.pool.holder(lease.ipv4))
         self.assertFalse(AddressPool(NET4, None).reserve(STOCK, v6(7)))
 
+    def test_reservation_moves(self) -> None:
+        """Among holders of one name the last one has an address; a lease does not move so."""
+        other: Holder = ("", b"f" * 32)
+        for address in (v4(7), v6(7)):
+            self.assertTrue(self.pool.reserve(other, address))
+            self.assertTrue(self.pool.reserve(STOCK, address))
+            self.assertEqual(self.pool.holder(address), STOCK)
+            self.pool.release(other)
+            self.assertEqual(self.pool.holder(address), STOCK)
+            self.pool.release(STOCK)
+            self.assertIsNone(self.pool.holder(address))
+        lease = self.lease(KIWI)
+        self.assertFalse(self.pool.reserve(KIWI_PHONE, lease.ipv4))
+
     def test_too_small(self) -> None:
         """A network without room for a hub and a device is refused in one clear line."""
         for net4, net6, words in (
