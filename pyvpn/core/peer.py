@@ -28,7 +28,8 @@ class Peer:
 
     :ivar endpoint: where its datagrams go; ``mtu``: how large they may be.
     :ivar last_heard: ``now`` of the last authenticated datagram.
-    :ivar rx_bytes: inner bytes received; ``tx_bytes`` sent; the same for packets.
+    :ivar rx_bytes: inner bytes received; ``tx_bytes`` sent; the same for packets. Of a stock peer
+        the bytes of all its datagrams, as WireGuard counts them.
     """
 
     __slots__ = (

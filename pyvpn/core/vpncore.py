@@ -429,6 +429,7 @@ class VPNCore(ABC, Generic[P]):
             bursts = [
                 burst._replace(fragment=True) if burst.size > LARGE else burst for burst in bursts
             ]
+            octets = sum(sum(map(len, burst.buffers)) for burst in bursts)
         self._data_sent(peer, bursts, octets, packets, now)
         return bursts
 

@@ -32,7 +32,7 @@ from pyvpn.core.timers import (
     REKEY_TIMEOUT,
     TimerQueue,
 )
-from pyvpn.core.transport import Session
+from pyvpn.core.transport import OVERHEAD, Session
 from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -314,6 +314,7 @@ class WireGuardPeers:
             raise RemoteProtocolError("wireguard_too_often")
         peer.stamp_seen = initiation.stamp
         peer.initiation_taken = now
+        peer.rx_bytes += len(message)
         core = self._core
         core._forget(peer, peer.next)
         index = self._new_index()
@@ -331,6 +332,7 @@ class WireGuardPeers:
         if peer is None or peer.pending is None:
             raise RemoteProtocolError("response_unexpected")
         keys = peer.pending.answered(message)
+        peer.rx_bytes += len(message)
         self._give_up(peer)
         session = self._session(index, keys, now)
         self._core._sessions[index] = (peer, session)
@@ -435,6 +437,7 @@ class WireGuardPeers:
 
     def _send_message(self, peer: WireGuardPeer, message: bytes, endpoint: Endpoint) -> None:
         peer.sent_message = message
+        peer.tx_bytes += len(message)
         self._traversed(peer)
         self._core._outbox.append(Burst(endpoint, [message, b""], len(message)))
 
@@ -499,13 +502,11 @@ class WireGuardPeers:
         """Take authentic plaintexts: keepalives, and complete packets, joined where it goes."""
         lookup = self._core._allowed.lookup
         runs, others = coalesce.join_all(plaintexts)
-        octets = packets = 0
         for run in runs:
             if lookup(coalesce.source(run)) is not peer:
                 self._core.counters["inner_source_not_allowed"] += run.packets
                 continue
-            octets += run.octets
-            packets += run.packets
+            peer.rx_packets += run.packets
             frames.append(run.frame)
         for other in others:
             if not other:
@@ -514,16 +515,18 @@ class WireGuardPeers:
                 self._core.counters["inner_malformed"] += 1
             else:
                 self._core.counters["inner_unknown"] += 1
-        peer.rx_bytes += octets
-        peer.rx_packets += packets
+        peer.rx_bytes += sum(map(len, plaintexts)) + OVERHEAD * len(plaintexts)
 
     def sent(self, peer: WireGuardPeer, data: bool, now: float) -> None:
         """Note that something was sealed and sent: see ``VPNCore._sent``."""
         peer.keepalive.any_authenticated_packet_sent()
         if peer.keepalive_interval:
             peer.persistent_due = now + peer.keepalive_interval
+        if not data:
+            peer.tx_bytes += OVERHEAD  # a keepalive: there is nothing else that is no data
+            return
         session = peer.current
-        if not data or session is None:
+        if session is None:
             return
         if peer.answer_due == NEVER:
             peer.answer_due = now + ANSWER_TIME

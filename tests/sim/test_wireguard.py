@@ -185,6 +185,22 @@ class Handshakes(Pair):
             self.simulation.advance(10)
 
 
+class Counts(Pair):
+    def test_as_on_the_wire(self) -> None:
+        """Both ends count the bytes of all datagrams between them, as stock implementations do."""
+        for _ in range(40):
+            self.exchange()
+            self.simulation.advance(7)
+        captured = self.simulation.network.captured
+        for node, own, other in (
+            (self.first, self.to_second, self.to_first),
+            (self.second, self.to_first, self.to_second),
+        ):
+            sent = sum(len(d.payload) for d in captured if d.source == node.endpoint)
+            self.assertEqual((own.tx_bytes, other.rx_bytes), (sent, sent))
+        self.assertEqual(self.to_first.rx_packets, self.to_second.tx_packets)
+
+
 class Timers(Pair):
     def test_rekey(self) -> None:
         """A sending initiator has new keys at 120 s; a new handshake, not a second one."""
