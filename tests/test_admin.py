@@ -20,6 +20,7 @@ from pyvpn.peers import StockPeers
 from pyvpn.state.directory import StateDirectory
 from pyvpn.state.interface import AuditRecord, Device, User
 from pyvpn.state.memory import MemoryStore
+from pyvpn.state.network import HubNetwork
 from pyvpn.token import JoinLink
 
 KEY = bytes(range(32))
@@ -34,7 +35,8 @@ class RecordingHub:
     """A hub that remembers what it was told, and what the store held at that moment."""
 
     def __init__(self, store: MemoryStore) -> None:
-        self.peers = StockPeers(store, AddressPool(SUBNET, None), HUB_KEY)
+        clock = NOW * 1_000_000_000
+        self.peers = StockPeers(store, AddressPool(SUBNET, None), HUB_KEY, wall_clock=lambda: clock)
         self.told: list[tuple[str, bytes | None, ByeReason]] = []
         self.rows: list[User | None] = []
         self._store = store
@@ -279,6 +281,193 @@ class StatusTests(AdministrationCase):
         self.assertEqual(
             (False, None, None), tuple(status[k] for k in ("running", "hub", "endpoint"))
         )
+
+
+class PeerTests(AdministrationCase):
+    """Stock WireGuard peers; tests/test_peers.py has what happens to pool and core."""
+
+    PEER = "AQEB" * 10 + "AQE="  # the bytes 01 01 01 … in base64
+    PSK = "AgIC" * 10 + "AgI="
+    NO_PSK = "A" * 43 + "="
+    HUB = "SEhI" * 10 + "SEg="
+
+    def add(self, **changes: str) -> dict[str, Any]:
+        arguments = {
+            "name": "phone",
+            "public_key": self.PEER,
+            "psk": "",
+            "allowed_ips": "",
+            "keepalive": "0",
+        }
+        return self.do("peer_add", **{**arguments, **changes})
+
+    def row(self, **changes: Any) -> dict[str, Any]:
+        row = {
+            "name": "phone",
+            "public_key": self.PEER,
+            "addresses": ["10.10.0.2/32"],
+            "allowed_ips": [],
+            "keepalive": 0,
+            "enabled": True,
+            "created": NOW,
+            "endpoint": None,
+            "last_handshake": 0,
+            "rx_bytes": 0,
+            "tx_bytes": 0,
+        }
+        return {**row, **changes}
+
+    def test_add(self) -> None:
+        """The answer is what the peer's .conf says; row and audit log have what was asked for."""
+        self.store.set_setting("subnet6_auto", "fd00::/64")
+        self.do("endpoint_set", endpoint="vpn.example.org,192.0.2.1")
+        answer = self.add(psk=self.PSK, allowed_ips="192.168.7.1/24, fd77::/64", keepalive="25")
+        self.assertEqual(
+            {
+                "name": "phone",
+                "addresses": ["10.10.0.2/32"],
+                "hub_public_key": self.HUB,
+                "endpoint": "vpn.example.org:5050",
+                # Retyped from PROTOCOL 5: the largest inner packet that fits in 1,500 bytes.
+                "networks": ["10.10.0.0/24", "fd00::/64"],
+                "mtu": 1416,
+                "warnings": [],
+            },
+            answer,
+        )
+        expected = self.row(allowed_ips=["192.168.7.0/24", "fd77::/64"], keepalive=25)
+        self.assertEqual({"peers": [expected]}, self.do("peer_list"))
+        self.assertEqual(b"\x02" * 32, self.store.peers()[b"\x01" * 32].psk)
+        self.assertEqual(AuditRecord(NOW, "phone", "peer_added", self.PEER), self.audit()[0])
+
+    def test_warnings(self) -> None:
+        """Who loses a network is told of."""
+        self.add(allowed_ips="192.168.7.0/24")
+        answer = self.add(name="b", public_key=self.PSK, allowed_ips="192.168.7.0/24")
+        self.assertEqual(
+            ["192.168.7.0/24 is b's now and phone's no more: the later wins"], answer["warnings"]
+        )
+
+    def test_endpoint(self) -> None:
+        """An address where the peer is may be given; without ours the answer has none."""
+        self.assertIsNone(self.add(endpoint="[2001:db8::1]:51820")["endpoint"])
+        self.assertEqual("[2001:db8::1]:51820", self.do("peer_list")["peers"][0]["endpoint"])
+
+    def test_life(self) -> None:
+        """Disable, enable, remove: each tells the row, or the name that is gone."""
+        self.add()
+        self.assertEqual({"peer": self.row(enabled=False)}, self.do("peer_disable", name="phone"))
+        self.assertEqual({"peer": self.row(), "warnings": []}, self.do("peer_enable", name="phone"))
+        self.assertEqual({"name": "phone"}, self.do("peer_remove", name="phone"))
+        self.assertEqual({"peers": []}, self.do("peer_list"))
+        events = [(record.user, record.event) for record in self.audit()]
+        self.assertEqual(
+            [
+                ("phone", "peer_removed"),
+                ("phone", "peer_enabled"),
+                ("phone", "peer_disabled"),
+                ("phone", "peer_added"),
+            ],
+            events,
+        )
+
+    def test_export(self) -> None:
+        """The export has the hub's private key and the peers' pre-shared ones, and is noted."""
+        self.state.prepare(lambda count: b"\x01" * count)
+        self.add(psk=self.PSK)
+        self.add(name="b", public_key=self.PSK)
+        exported = self.do("peer_export")
+        # 01 01 01 …, clamped (RFC 7748, section 5): 00 01 … 01 41.
+        self.assertEqual("AAEB" + "AQEB" * 9 + "AUE=", exported["hub_private_key"])
+        self.assertEqual((5050, ["10.10.0.1/24"]), (exported["port"], exported["addresses"]))
+        psks = {row["name"]: row["psk"] for row in exported["peers"]}
+        self.assertEqual({"b": "", "phone": self.PSK}, psks)
+        self.assertEqual("peers_exported", self.audit()[0].event)
+
+    def test_status(self) -> None:
+        """The status counts peers, and those that may connect."""
+        self.add()
+        self.add(name="b", public_key=self.PSK)
+        self.do("peer_disable", name="b")
+        status = self.do("status")
+        self.assertEqual((2, 1), (status["peers"], status["peers_enabled"]))
+
+    def test_users_and_peers(self) -> None:
+        """A user gets neither a peer's name nor a peer's key."""
+        self.add()
+        self.add_alice()
+        key = (b"\x01" * 32).hex()
+        taken = "public_key: the WireGuard peer 'phone' has this key"
+        self.refused(
+            "there is a WireGuard peer 'phone'; choose another name",
+            "user_add",
+            {"name": "phone", "public_key": KEY.hex()},
+        )
+        self.refused(taken, "user_add", {"name": "bob", "public_key": key})
+        self.refused(taken, "user_passwd", {"name": "alice", "public_key": key})
+
+    def test_wrong_values(self) -> None:
+        """Each wrong value is told by its key; nothing is kept, and no key is repeated."""
+        good = {
+            "name": "x",
+            "public_key": self.PEER,
+            "psk": "",
+            "allowed_ips": "",
+            "keepalive": "0",
+        }
+        wanted = "allowed_ips, keepalive, name, psk, public_key"
+        no_key = "not a key; a key is 44 characters of base64, as 'wg genkey' prints it"
+        for changes, message in (
+            ({"name": ""}, "peer name: 0 bytes of UTF-8, 1 to 32 are allowed"),
+            ({"public_key": ""}, f"public_key: {no_key}"),
+            ({"public_key": "ff" * 32}, f"public_key: {no_key}"),
+            ({"psk": self.PSK[:-2] + "J="}, f"psk: {no_key}"),
+            (
+                {"allowed_ips": "10.0.0.0/33"},
+                "allowed_ips: '10.0.0.0/33' is not a network; write it like 10.10.0.0/24 or"
+                " fd00::/64",
+            ),
+            (
+                {"keepalive": "65536"},
+                "keepalive: '65536' is not off or seconds; give a number from 0 to 65535",
+            ),
+            (
+                {"endpoint": "example.org:51820"},
+                "endpoint: 'example.org:51820' is no numeric address with a port",
+            ),
+            ({"colour": "red"}, f"peer_add: wrong arguments; expected: {wanted}"),
+        ):
+            self.refused(message, "peer_add", {**good, **changes})
+        self.assertEqual({}, dict(self.store.peers()))
+        self.do("peer_add", **good)
+
+    def test_without_hub(self) -> None:
+        """Without a hub the network is that of its last start, with the devices' leases."""
+        self.state.prepare(os.urandom)
+        self.store.put_user(User("alice", KEY, True, NOW))
+        self.store.put_devices([Device("alice", bytes(16), "", bytes(12), "10.9.0.2", None, 0)])
+        network = HubNetwork(IPv4Network("10.9.0.0/16"), None, 99, 1280)
+        network.keep(self.store)
+        self.assertIsNone(network.keep(self.store))  # no second write
+        self.admin = self.administration(None)
+        answer = self.add()
+        self.assertEqual(
+            (["10.9.0.3/32"], ["10.9.0.0/16"], 1280),
+            (answer["addresses"], answer["networks"], answer["mtu"]),
+        )
+        exported = self.do("peer_export")
+        self.assertEqual((99, ["10.9.0.1/16"]), (exported["port"], exported["addresses"]))
+
+    def test_damaged_network(self) -> None:
+        """A setting that cannot be read is told of in one line."""
+        self.state.prepare(os.urandom)
+        self.admin = self.administration(None)
+        for text in ("{", "[]", "{}", '{"subnet": "x", "subnet6": null, "port": 1, "mtu": 1}'):
+            self.store.set_setting("network", text)
+            failure = self.failureResultOf(self.admin.run("peer_export", {}), StoreError)
+            self.assertEqual(
+                "the store's setting 'network' is damaged; start the hub once", str(failure.value)
+            )
 
 
 class RefusalTests(AdministrationCase):

@@ -801,6 +801,42 @@ class StatusTests(CommandTestCase):
             ],
         )
 
+    def test_peers(self) -> None:
+        """Stock WireGuard peers have a table of their own; each table is there if it is needed."""
+        peer = {
+            "name": "ph\x1b[2Jone",
+            "addresses": ["10.10.0.3", "fd12::3"],
+            "allowed_ips": ["192.168.7.0/24"],
+            "endpoint": "192.0.2.8:51820",
+            "last_handshake": 1_800_000_000,
+            "rx_bytes": 1_400_000,
+            "rx_packets": 1001,
+            "tx_bytes": 999,
+            "tx_packets": 1,
+            "last_seen": 4,
+        }
+        answer = {**self.HUB, "sessions": [], "wireguard_sessions": [peer, {"name": "pa"}]}
+        self.assertEqual(
+            status.instance_lines("server", answer, now=1_800_000_061)[2:],
+            [
+                "  WIREGUARD PEER  ADDRESSES           ENDPOINT         HANDSHAKE      RECEIVED"
+                "  PACKETS  SENT   PACKETS  HEARD",
+                "  ph?[2Jone       10.10.0.3, fd12::3  192.0.2.8:51820  1 min 1 s ago  1.4 MB  "
+                "  1001     999 B  1        4 s ago",
+                "  pa              -                   -                -              -       "
+                "  -        -      -        -",
+                "  counters   mac1_invalid 3",
+            ],
+        )
+        both = {**answer, "sessions": self.HUB["sessions"]}
+        lines = status.instance_lines("server", both, now=1_800_000_061)
+        self.assertEqual(
+            ["USER", "kiwi", "pa", "ma", "WIREGUARD", "ph?[2Jone", "pa", "counters"],
+            [line.split()[0] for line in lines[2:]],
+        )
+        nobody = {**answer, "wireguard_sessions": []}
+        self.assertIn("  nobody is connected", status.instance_lines("server", nobody, now=0.0))
+
     def test_json(self) -> None:
         """--json is what the processes said, by instance."""
         self.hub(done(**self.HUB))
