@@ -14,7 +14,7 @@ all, with DF set, counts up (RFC 6864, 4.1), and a TCP checksum may be the other
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 from pyvpn.core import ippacket
@@ -31,7 +31,7 @@ from pyvpn.core.segments import (
     headers,
     run_of,
 )
-from pyvpn.core.wordsum import word_sum
+from pyvpn.core.wordsum import word_sums
 from pyvpn.errors import RemoteProtocolError
 
 # What is read of a packet, by version and protocol: the IP header up to the IPv4 identification,
@@ -41,9 +41,13 @@ _TCP4: Final = struct.Struct("!4sH4sH12sI5sB2s2x2s").unpack_from
 _TCP6: Final = struct.Struct("!8s0s0s0s36sI5sB2s2x2s").unpack_from
 _UDP4: Final = struct.Struct("!4sH4sH12s2s").unpack_from
 _UDP6: Final = struct.Struct("!8s0s0s0s36s2s").unpack_from
-#: Where in that the TCP flags are.
-_FLAGS: Final = 7
+_READERS4: Final = {TCP: _TCP4, UDP: _UDP4}
+_READERS6: Final = {TCP: _TCP6, UDP: _UDP6}
 _Fields: TypeAlias = tuple[Any, ...]
+#: Where in that.
+_SAME, _IDENTIFICATION, _CHECK = 0, 1, 3
+_SEQUENCE, _FLAGS = 5, 7
+_LENGTH = 5
 
 _FIN, _SYN, _RST, _PSH, _URG, _CWR = 1, 2, 4, 8, 0x20, 0x80
 #: With these a packet goes alone; with those it ends what it is joined to.
@@ -63,8 +67,7 @@ _LEAST6: Final = _HEADER6 + _UDP_HEADER
 def join_all(plaintexts: list[bytes]) -> tuple[list[Run], list[bytes]]:
     """Join whole packets, all of one session and one turn, as the TUN takes them.
 
-    Packets of one flow stay in order. Those of different flows may be mixed: each flow has one
-    super-packet that grows, and comes where its first packet did.
+    Packets of one flow stay in order. Those of different flows may be mixed.
 
     Returns the runs, and what else there was in ``plaintexts``, such as keepalives: none of it is
     an IP packet that :func:`ippacket.length` accepts.
@@ -74,30 +77,27 @@ def join_all(plaintexts: list[bytes]) -> tuple[list[Run], list[bytes]]:
     if len(plaintexts) == 1:
         _take_alone(plaintexts[0], runs, others)
         return runs, others
-    groups: list[_Growing | bytes] = []
-    growing: dict[bytes, _Growing] = {}
+    flows: dict[bytes, list[bytes]] = {}
     for packet in plaintexts:
-        key = _flow(packet)
-        group = growing.get(key)
-        if group is not None and group.takes(packet):
-            continue
-        if not key:
+        size = len(packet)
+        first = packet[0] if size >= _LEAST4 else 0
+        if first == 0x45:
+            flow = packet[12:24]
+        elif first >> 4 == 6 and size >= _LEAST6:
+            flow = packet[8:44]
+        else:
             # Whose it is was not looked at: nothing that comes later may overtake it.
-            growing.clear()
-            groups.append(packet)
+            for packets in flows.values():
+                _join_flow(packets, runs, others)
+            flows.clear()
+            _take_alone(packet, runs, others)
             continue
-        begun = _begun(packet)
-        if begun is not None:
-            growing[key] = begun
-            groups.append(begun)
+        if flow in flows:
+            flows[flow].append(packet)
         else:
-            growing.pop(key, None)
-            groups.append(packet)
-    for each in groups:
-        if isinstance(each, bytes):
-            _take_alone(each, runs, others)
-        else:
-            each.finish(runs)
+            flows[flow] = [packet]
+    for packets in flows.values():
+        _join_flow(packets, runs, others)
     return runs, others
 
 
@@ -121,34 +121,65 @@ def _alone(packet: bytes, length: int) -> Run:
     return Run([VIRTIO_NONE, whole], 1, length)
 
 
-def _flow(packet: bytes) -> bytes:
-    """Return addresses and ports of what may be TCP or UDP without IP options, else nothing."""
-    if len(packet) >= _LEAST4:
-        first = packet[0]
-        if first == 0x45:
-            return packet[12:24]
-        if first >> 4 == 6 and len(packet) >= _LEAST6:
-            return packet[8:44]
-    return b""
+def _join_flow(packets: list[bytes], runs: list[Run], others: list[bytes]) -> None:
+    """Add what packets of the same addresses and ports make, in their order."""
+    first = packets[0]
+    read = _READERS4.get(first[9]) if first[0] == 0x45 else _READERS6.get(first[6])
+    fields: list[_Fields] = []
+    if read is not None and len(packets) > 1:
+        with suppress(struct.error):  # of TCP that is cut off
+            fields = list(map(read, packets))
+    if not fields:
+        for packet in packets:
+            _take_alone(packet, runs, others)
+        return
+    place, last = 0, len(packets) - 1
+    while place <= last:
+        packet = packets[place]
+        group = None
+        if place < last and _may_follow(packets, fields, place):
+            group = _begun(packet, fields[place])
+        place += 1
+        if group is None:
+            _take_alone(packet, runs, others)
+            continue
+        if group.takes(packets[place], fields[place]):
+            place += 1
+            if place < last:
+                place += group.takes_alike(packets, fields, place)
+            while place <= last and group.takes(packets[place], fields[place]):
+                place += 1
+        group.finish(runs)
 
 
-def _begun(packet: bytes) -> _Growing | None:
-    """Return what begins with a packet, of which :func:`_flow` told the flow, if any may follow."""
+def _may_follow(packets: list[bytes], fields: list[_Fields], place: int) -> bool:
+    """Tell whether it is worth a try to join what comes after ``packets[place]`` to it."""
+    length = len(packets[place])
+    if len(packets[place + 1]) > length:
+        return False
+    if len(fields[place]) <= _FLAGS:
+        return bool(fields[place + 1][_LENGTH] <= fields[place][_LENGTH])
+    distance = (fields[place + 1][_SEQUENCE] - fields[place][_SEQUENCE]) & 0xFFFFFFFF
+    return bool(0 < distance < length)
+
+
+def _begun(packet: bytes, fields: _Fields) -> _Growing | None:
+    """Return what begins with a packet, if others may follow in its super-packet."""
     found = headers(packet, 0)
     if found is None:
         return None
     ip, end, total, protocol = found
+    # What reads the flow was chosen by its first packet.
+    if (protocol == TCP) != (len(fields) > _FLAGS):
+        return None
     if not end < total <= len(packet) or not _ip_intact(packet):
         return None
-    if protocol == TCP:
-        if packet[ip + 13] & (_ALONE | _ENDS):
+    if protocol == UDP:
+        if packet[ip + 4] << 8 | packet[ip + 5] != total - ip:
             return None
-        read = _TCP4 if ip == _HEADER4 else _TCP6
-        return _Growing(packet, found, read, MOST_PIECES)
-    if packet[ip + 4] << 8 | packet[ip + 5] != total - ip:
+    elif fields[_FLAGS] & (_ALONE | _ENDS):
         return None
-    read = _UDP4 if ip == _HEADER4 else _UDP6
-    return _Growing(packet, found, read, MOST_UDP_PIECES)
+    return _Growing(packet, found, fields)
 
 
 def _ip_intact(packet: bytes) -> bool:
@@ -159,153 +190,192 @@ def _ip_intact(packet: bytes) -> bool:
 
 
 class _Growing:
-    """Packets that are to be one super-packet, by their headers alone."""
+    """Packets that are to be one super-packet, as far as their headers tell."""
 
-    __slots__ = (
-        "_expected",
-        "_fixed",
-        "_found",
-        "_least",
-        "_options",
-        "_packets",
-        "_read",
-        "_room",
-    )
+    __slots__ = ("_expected", "_found", "_options", "_packets", "_room", "_steps")
 
-    def __init__(
-        self, packet: bytes, found: Headers, read: Callable[[bytes], _Fields], most: int
-    ) -> None:
+    def __init__(self, packet: bytes, found: Headers, fields: _Fields) -> None:
         ip, end, total, protocol = found
+        size = total - end
+        most = MOST_PIECES if protocol == TCP else MOST_UDP_PIECES
         self._packets = [packet]
         self._found = found
-        self._read = read
-        self._least = ip + (_TCP_HEADER if protocol == TCP else _UDP_HEADER)
-        #: How many more there may be.
-        self._room = min(most, (MOST_BYTES - end) // (total - end)) - 1
         self._options = packet[ip + _TCP_HEADER : end]
-        #: Whether the IPv4 identification stays, instead of counting up.
-        self._fixed = False
-        self._expected = self._next(read(packet))
+        #: How many more there may be.
+        self._room = min(most, (MOST_BYTES - end) // size) - 1
+        #: What each field grows by from packet to packet.
+        self._steps = [0] * len(fields)
+        if ip == _HEADER4:
+            self._steps[_IDENTIFICATION], self._steps[_CHECK] = 1, -1
+        if protocol == TCP:
+            self._steps[_SEQUENCE] = size
+        self._expected = self._after(fields)
 
-    def takes(self, packet: bytes) -> bool:
-        """Take a packet of the same flow, if it is what comes next."""
-        if self._room <= 0 or len(packet) < self._least:
-            return False
+    def _after(self, fields: _Fields) -> _Fields:
+        """Return what the packet behind one of full length has in its headers."""
+        following = list(fields)
+        if self._steps[_IDENTIFICATION]:
+            identification, check = fields[_IDENTIFICATION], fields[_CHECK]
+            if identification == 0xFFFF:
+                following[_IDENTIFICATION] = 0  # the same in a checksum
+            else:
+                following[_IDENTIFICATION] = identification + 1
+                following[_CHECK] = check - 1 if check else 0xFFFE
+        if len(fields) > _FLAGS:
+            following[_SEQUENCE] = (fields[_SEQUENCE] + self._steps[_SEQUENCE]) & 0xFFFFFFFF
+        return tuple(following)
+
+    def takes(self, packet: bytes, fields: _Fields) -> bool:
+        """Take a packet of the same addresses and ports, if it is what comes next."""
         ip, end, total, _ = self._found
-        fields = self._read(packet)
-        if fields == self._expected:
-            if len(packet) < total or packet[ip + _TCP_HEADER : end] != self._options:
-                return False
-            self._expected = self._next(fields)
+        if self._room <= 0 or packet[ip + _TCP_HEADER : end] != self._options:
+            return False
+        if len(self._packets) == 1:
+            self._learn(fields)
+        if fields == self._expected and len(packet) >= total:
+            self._expected = self._after(fields)
             self._room -= 1
         elif self._ends_with(packet, fields):
             self._room = 0
         else:
-            if len(self._packets) > 1 or self._fixed or not packet[6] & _DF or ip != _HEADER4:
-                return False
-            # The second may tell that the identification is always the same.
-            self._fixed = True
-            self._expected = self._next(self._read(self._packets[0]))
-            return self.takes(packet)
+            return False
         self._packets.append(packet)
         return True
 
-    def _next(self, fields: _Fields) -> _Fields:
-        """Return what the packet after one of full length has in its headers."""
-        if self._found[3] == TCP:
-            same, identification, rest, check, key, sequence, *others = fields
-            sequence = (sequence + self._found[2] - self._found[1]) & 0xFFFFFFFF
-            others = [sequence, *others]
-        else:
-            same, identification, rest, check, key, *others = fields
-        if rest and not self._fixed:
-            if identification == 0xFFFF:
-                identification = 0  # which is no change of the sum
-            else:
-                identification += 1
-                check = check - 1 if check else 0xFFFE
-        return (same, identification, rest, check, key, *others)
+    def _learn(self, second: _Fields) -> None:
+        """Learn from the second packet whether the IPv4 identification is always the same."""
+        first = self._packets[0]
+        if self._steps[_IDENTIFICATION] and first[6] & _DF:
+            identification = first[4] << 8 | first[5]
+            if second[_IDENTIFICATION] == identification:
+                self._steps[_IDENTIFICATION] = self._steps[_CHECK] = 0
+                check = first[10] << 8 | first[11]
+                same, _, rest, _, *others = self._expected
+                self._expected = (same, identification, rest, check, *others)
+
+    def takes_alike(self, packets: list[bytes], fields: list[_Fields], start: int) -> int:
+        """Take packets from ``start`` on that are of full length, or none; return how many.
+
+        Column by column: 0.4 µs each, where :meth:`takes` takes 1.
+        """
+        ip, end, total, _ = self._found
+        columns = list(zip(*fields[start : start + self._room], strict=True))
+        if not columns:
+            return 0
+        expected, steps = self._expected, self._steps
+        count = _leading(columns[_SAME], expected[_SAME])
+        if len(columns) > _FLAGS:
+            count = min(count, _leading(columns[_FLAGS], expected[_FLAGS]))
+        if count < 2:
+            return 0
+        stop = start + count
+        for column, value, step in zip(columns, expected, steps, strict=True):
+            if step:
+                if column[:count] != tuple(range(value, value + step * count, step)):
+                    return 0
+            elif column[:count].count(value) != count:
+                return 0
+        taken = packets[start:stop]
+        if min(map(len, taken)) < total:
+            return 0
+        if self._options:
+            at = slice(ip + _TCP_HEADER, end)
+            if [packet[at] for packet in taken].count(self._options) != count:
+                return 0
+        self._packets += taken
+        self._room -= count
+        self._expected = self._after(fields[stop - 1])
+        return count
 
     def _ends_with(self, packet: bytes, fields: _Fields) -> bool:
-        """Tell whether a packet is the last: shorter, or with PSH or FIN, and right otherwise."""
+        """Tell whether a packet is the last: shorter, or with PSH or FIN, and else as expected."""
         found = headers(packet, 0)
         if found is None:
             return False
         ip, end, total, protocol = found
+        expected = list(self._expected)
         if (ip, end, protocol) != (self._found[0], self._found[1], self._found[3]):
             return False
         if not end < total <= min(self._found[2], len(packet)) or not _ip_intact(packet):
             return False
-        expected = self._expected
+        # What the length changes, and is right in itself.
+        if ip == _HEADER4:
+            expected[_SAME] = expected[_SAME][:2] + packet[2:4]
+            expected[_CHECK] = fields[_CHECK]
+        else:
+            expected[_SAME] = expected[_SAME][:4] + packet[4:6] + expected[_SAME][6:]
         if protocol == TCP:
-            if fields[_FLAGS] & ~_ENDS != expected[_FLAGS]:
-                return False
-            if fields[5:7] + fields[8:] != expected[5:7] + expected[8:]:
-                return False
-            if packet[ip + _TCP_HEADER : end] != self._options:
-                return False
-        elif packet[ip + 4] << 8 | packet[ip + 5] != total - ip:
-            return False
-        same, other = fields[0], expected[0]
-        return bool(
-            fields[1:3] == expected[1:3]
-            and same[:2] == other[:2]
-            and (ip == _HEADER4 or same[2:4] + same[6:] == other[2:4] + other[6:])
-        )
+            expected[_FLAGS] |= fields[_FLAGS] & _ENDS
+        else:
+            expected[_LENGTH] = (total - ip).to_bytes(2, "big")
+        return fields == tuple(expected)
 
     def finish(self, runs: list[Run]) -> None:
         """Add what the packets make: one super-packet, unless some of them are damaged."""
         packets = self._packets
-        if len(packets) == 1:
-            runs.append(_alone(packets[0], self._found[2]))
-            return
         ip, _, total, protocol = self._found
-        last = packets[-1]
-        last_total = ippacket.length(last)
-        right = self._right_sum(total)
-        good = [word_sum(packet) % 0xFFFF == right for packet in packets]
-        if last_total != total:
-            good[-1] = word_sum(last) % 0xFFFF == self._right_sum(last_total)
-        if protocol == UDP:
-            # None at all (RFC 768): who cuts would make one.
-            at = slice(ip + 6, ip + 8)
-            good = [g and any(p[at]) for g, p in zip(good, packets, strict=True)]
-        begin = 0
-        while begin < len(packets):
-            stop = begin + 1
-            if good[begin]:
-                while stop < len(packets) and good[stop]:
-                    stop += 1
-            part_total = last_total if stop == len(packets) else total
-            self._emit(packets[begin:stop], part_total, runs)
-            begin = stop
-
-    def _emit(self, packets: list[bytes], last_total: int, runs: list[Run]) -> None:
-        if len(packets) == 1:
-            runs.append(_alone(packets[0], last_total))
+        count = len(packets)
+        if count == 1:
+            runs.append(_alone(packets[0], total))
             return
-        ip, end, total, protocol = self._found
-        head = packets[0][:end]
-        if protocol == TCP:
-            flags = head[ip + 13] | packets[-1][ip + 13]
-            head = head[: ip + 13] + bytes([flags]) + head[ip + 14 :]
-        pieces = [packet[end:total] for packet in packets]
-        pieces[-1] = packets[-1][end:last_total]
-        payload = (len(pieces) - 1) * (total - end) + len(pieces[-1])
-        runs.append(run_of(head, self._found, 0, total - end, pieces, payload, True))
+        last = ippacket.length(packets[-1])
+        right = [self._right_sum(total)] * count
+        if last != total:
+            right[-1] = self._right_sum(last)
+        sums = [number % 0xFFFF for number in word_sums(packets)]
+        at = slice(ip + 6, ip + 8)
+        # A UDP checksum of 0 is none (RFC 768), and who cuts would make one.
+        none = protocol == UDP and b"\0\0" in [packet[at] for packet in packets]
+        if sums == right and not none:
+            runs.append(self._super_packet(packets, last))
+            return
+        place = 0
+        while place < count:
+            begin = place
+            while (
+                place < count
+                and sums[place] == right[place]
+                and not (none and not any(packets[place][at]))
+            ):
+                place += 1
+            if begin < place:
+                runs.append(
+                    self._super_packet(packets[begin:place], last if place == count else total)
+                )
+            if place < count:
+                runs.append(_alone(packets[place], last if place == count - 1 else total))
+                place += 1
 
     def _right_sum(self, total: int) -> int:
         """Return what the words of a packet of that length add up to, modulo 65,535.
 
-        The IP header adds nothing, or what its first eight bytes do (IPv6). The rest with
-        the pseudo-header is 0 (RFC 1071).
+        An IPv4 header adds nothing (RFC 1071), nor do pseudo-header and segment together.
         """
         packet = self._packets[0]
         ip, _, _, protocol = self._found
         if ip == _HEADER4:
-            outside = -int.from_bytes(packet[12:20], "big")
+            extra = -int.from_bytes(packet[12:20], "big")
         else:
-            first = bytearray(packet[:8])
-            first[4:6] = (total - ip).to_bytes(2, "big")
-            outside = int.from_bytes(first, "big")
-        return (outside - protocol - (total - ip)) % 0xFFFF
+            extra = int.from_bytes(packet[:4] + packet[6:8], "big") + total - ip
+        return (extra - protocol - (total - ip)) % 0xFFFF
+
+    def _super_packet(self, packets: list[bytes], last: int) -> Run:
+        """Return intact packets as one, the last of them ``last`` bytes long."""
+        if len(packets) == 1:
+            return _alone(packets[0], last)
+        ip, end, total, protocol = self._found
+        head = packets[0][:end]
+        if protocol == TCP:
+            flags = head[ip + 13] | packets[-1][ip + 13]
+            head = head[: ip + 13] + bytes((flags,)) + head[ip + 14 :]
+        pieces = [packet[end:total] for packet in packets]
+        pieces[-1] = pieces[-1][: last - end]
+        payload = (len(pieces) - 1) * (total - end) + last - end
+        return run_of(head, self._found, 0, total - end, pieces, payload, True)
+
+
+def _leading(column: _Fields, value: object) -> int:
+    """Return how many at the beginning are equal to ``value``."""
+    if column.count(value) == len(column):
+        return len(column)
+    return next(place for place, each in enumerate(column) if each != value)

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from pyvpn.core.burst import Buffer
 from pyvpn.core.ippacket import checksum
+from pyvpn.core.wordsum import word_sum, word_sums
 from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 
 # struct virtio_net_hdr, in the byte order of the machine: flags, gso_type, hdr_len, gso_size,
@@ -64,6 +65,8 @@ _CHECKSUM_PLACES = {
 }
 #: So many zeros.
 PADDING = tuple(bytes(count) for count in range(16))
+#: Of an IPv4 header: what is before the identification, that, what follows, the checksum.
+_IPV4_LEAD = struct.Struct("!4sH4sH")
 _U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
 
@@ -212,16 +215,76 @@ def complete(frame: bytes, room: int) -> list[bytes]:
     places = 20 <= least <= start and start + offset + 2 <= end < len(packet) <= MOST_BYTES
     if not (size and places):
         raise LocalProtocolError(f"virtio header with csum_start {start}, gso_size {size}")
-    found = (start, end, len(packet), protocol)
-    packets = []
-    for begin in range(0, len(packet) - end, size):
-        piece = packet[end + begin : end + begin + size]
-        last = end + begin + len(piece) == len(packet)
-        whole = _headers_of(packet[:end], found, begin // size, size, len(piece), last) + piece
-        finish(whole, start, offset)
-        whole += bytes(min(-len(whole) & 15, end + size - len(whole)))
-        packets.append(bytes(whole))
+    return _wholes(packet[:end], (start, end, len(packet), protocol), packet[end:], size)
+
+
+def _wholes(head: bytes, found: Headers, payload: bytes, size: int) -> list[bytes]:
+    """Return the packets that a super-packet is cut into, the last padded, never to be longest.
+
+    Microseconds a packet of 1,420 bytes (Python 3.11): 2.5, of which its checksum takes 1.4.
+    """
+    pieces = [payload[at : at + size] for at in range(0, len(payload), size)]
+    sums = word_sums(pieces)
+    last = len(pieces) - 1
+    packets = [_whole(head, found, 0, size, pieces[0], sums[0], not last)]
+    if last > 1:
+        packets += _middle(head, found, size, pieces[1:last], sums[1:last])
+    if last:
+        packet = _whole(head, found, last, size, pieces[last], sums[last], True)
+        packets.append(packet + PADDING[min(-len(packet) & 15, len(packets[0]) - len(packet))])
     return packets
+
+
+def _whole(
+    head: bytes, found: Headers, index: int, size: int, piece: bytes, total: int, last: bool
+) -> bytes:
+    """Return one packet; ``total``: what the words of its piece add up to."""
+    start, _, _, protocol = found
+    new = _headers_of(head, found, index, size, len(piece), last)
+    number = int.from_bytes(new[start:], "big") + total
+    _U16.pack_into(new, start + _CHECKSUM_AT[protocol], 0xFFFF - number % 0xFFFF)
+    return bytes(new) + piece
+
+
+def _middle(
+    head: bytes, found: Headers, size: int, pieces: list[bytes], sums: list[int]
+) -> list[bytes]:
+    """Return the packets between the first and the last, which differ in few fields."""
+    start, end, _, protocol = found
+    new = _headers_of(head, found, 1, size, size, False)
+    rest = int.from_bytes(new[start:], "big") % 0xFFFF
+    lead = [bytes(new[: _IPV4_LEAD.size])] * len(pieces)
+    if new[0] < 0x50:
+        lead = _leads(new, len(pieces))
+    skip = _IPV4_LEAD.size
+    if protocol == UDP:
+        fixed = bytes(new[skip : start + 6])
+        pack = struct.Struct(f"!{skip}s{len(fixed)}sH{size}s").pack
+        return [
+            pack(first, fixed, 0xFFFF - (rest + total) % 0xFFFF, piece)
+            for first, total, piece in zip(lead, sums, pieces, strict=True)
+        ]
+    (sequence,) = _U32.unpack_from(new, start + 4)
+    rest -= sequence
+    fields = bytes(new[skip : start + 4]), bytes(new[start + 8 : start + 16])
+    options = bytes(new[start + 18 : end])
+    pack = struct.Struct(f"!{skip}s{start + 4 - skip}sI8sH{len(options)}s{size}s").pack
+    packets = []
+    for first, total, piece in zip(lead, sums, pieces, strict=True):
+        check = 0xFFFF - (rest + sequence + total) % 0xFFFF
+        packets.append(pack(first, fields[0], sequence, fields[1], check, options, piece))
+        sequence = (sequence + size) & 0xFFFFFFFF
+    return packets
+
+
+def _leads(head: bytearray, count: int) -> list[bytes]:
+    """Return the beginnings of IPv4 headers, up to their checksums, that count up from one."""
+    before, identification, between, check = _IPV4_LEAD.unpack_from(head)
+    rest = 0xFFFF - check - identification
+    return [
+        _IPV4_LEAD.pack(before, number, between, 0xFFFF - ((rest + number) % 0xFFFF or 0xFFFF))
+        for number in (n & 0xFFFF for n in range(identification, identification + count))
+    ]
 
 
 def lone(frame: bytes) -> bytes:
@@ -266,7 +329,7 @@ def finish(packet: bytearray, start: int, offset: int) -> None:
     """Complete a checksum whose field holds the sum of the pseudo-header."""
     at = start + offset
     # UDP writes 0xFFFF for 0, which means "none" there (RFC 768); TCP may write either.
-    _U16.pack_into(packet, at, checksum(packet[start:]) or 0xFFFF)
+    _U16.pack_into(packet, at, 0xFFFF - word_sum(packet[start:]) % 0xFFFF)
 
 
 def cost(frame: bytes, room: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ that takes 2.9 µs, half of it for the division.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 from zlib import adler32
 
@@ -28,15 +28,20 @@ def word_sum(data: bytes | bytearray) -> int:
     """
     size = len(data)
     if size < _SHORT:
-        number = int.from_bytes(data, "big")
-        return number << 8 if size & 1 else number
-    if size <= _SIX:
-        return word_sums((data,))[0]
-    return sum(word_sums(data[at : at + _SIX] for at in range(0, size, _SIX)))
+        return int.from_bytes(data, "big") << 8 * (size & 1)
+    return word_sums((data,))[0]
 
 
-def word_sums(parts: Iterable[bytes | bytearray]) -> list[int]:
-    """Return the :func:`word_sum` of each, of up to 1,536 bytes."""
+def word_sums(parts: Sequence[bytes | bytearray]) -> list[int]:
+    """Return the :func:`word_sum` of each."""
+    longest = max(map(len, parts))
+    if longest < _SHORT:
+        return [int.from_bytes(part, "big") << 8 * (len(part) & 1) for part in parts]
+    if longest > _SIX:
+        return [
+            sum(word_sums([part[at : at + _SIX] for at in range(0, len(part) or 1, _SIX)]))
+            for part in parts
+        ]
     return [
         (
             (
