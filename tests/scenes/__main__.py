@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -45,10 +45,15 @@ def play(scene: Scene) -> str | None:
     return None
 
 
-def play_apart(scene: Scene) -> Verdict:
-    """Play a scene in a process of its own."""
-    argv = [sys.executable, "-m", "tests.scenes", "--play", scene.name]
+def argv_of(scene: Scene) -> list[str]:
+    """The command that plays one scene: it ends with 0 and says so if the scene has passed."""
+    return [sys.executable, "-m", "tests.scenes", "--play", scene.name]
+
+
+def play_apart(scene: Scene, argv: Sequence[str]) -> Verdict:
+    """Play a scene by a process of its own; what is not plainly a success has failed."""
     started = time.monotonic()
+    limit = scene.seconds * BUSY
     with subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -59,38 +64,48 @@ def play_apart(scene: Scene) -> Verdict:
         cwd=ROOT,
     ) as process:
         try:
-            said, _ = process.communicate(timeout=scene.seconds * BUSY)
+            said = process.communicate(timeout=limit)[0].strip()
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            wrong: str | None = f"it took more than {scene.seconds * BUSY} s"
+            wrong: str | None = f"it took more than {limit} s"
         else:
-            wrong = None if process.returncode == 0 else said.strip() or "it said nothing"
-            if wrong is None and said.strip() != f"passed: {scene.name}":
-                wrong = f"it ended without a verdict: {said.strip()[-400:]}"
+            plain = process.returncode == 0 and said == f"passed: {scene.name}"
+            wrong = None if plain else said or f"it ended with status {process.returncode}"
     return Verdict(scene, wrong, time.monotonic() - started)
 
 
-def play_all(chosen: Sequence[Scene], at_once: int) -> list[Verdict]:
-    """Play the scenes, the long ones first; those that load the machine one by one at the end."""
-    verdicts = []
+def play_all(
+    chosen: Sequence[Scene],
+    at_once: int,
+    argv_of: Callable[[Scene], Sequence[str]] = argv_of,
+) -> int:
+    """Play the scenes, the long ones first, those that load the machine one by one at the end;
+    print how each went and, at last, how many; the exit status."""
+
+    def play_one(scene: Scene) -> bool:
+        try:
+            verdict = play_apart(scene, argv_of(scene))
+        except Exception as error:
+            verdict = Verdict(scene, f"it could not be played: {error!r}", 0.0)
+        word = "passed" if verdict.wrong is None else "FAILED"
+        shown = "" if verdict.wrong is None else "\n    " + verdict.wrong.replace("\n", "\n    ")
+        print(f"{word}  {verdict.seconds:6.1f} s  {scene.name}{shown}", flush=True)
+        return verdict.wrong is None
+
+    passed = 0
     order = sorted(chosen, key=lambda scene: -scene.seconds)
     for loud, width in ((False, at_once), (True, 1)):
         with ThreadPoolExecutor(width) as pool:
-            for verdict in pool.map(_played, [each for each in order if each.loud == loud]):
-                verdicts.append(verdict)
-    return verdicts
+            passed += sum(pool.map(play_one, [each for each in order if each.loud == loud]))
+    return total(passed, len(chosen))
 
 
-def _played(scene: Scene) -> Verdict:
-    try:
-        verdict = play_apart(scene)
-    except Exception as error:
-        verdict = Verdict(scene, f"it could not be played: {error!r}", 0.0)
-    word = "passed" if verdict.wrong is None else "FAILED"
-    shown = "" if verdict.wrong is None else "\n    " + verdict.wrong.replace("\n", "\n    ")
-    print(f"{word}  {verdict.seconds:6.1f} s  {scene.name}{shown}", flush=True)
-    return verdict
+def total(passed: int, asked: int) -> int:
+    """Print the last line; the exit status. Counted from what was asked for: a scene without a
+    verdict has failed."""
+    print(f"{passed} passed, {asked - passed} failed", flush=True)
+    return 0 if passed and passed == asked else 1
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -120,14 +135,8 @@ def main(arguments: Sequence[str]) -> int:
     reason = why_not()
     if reason is not None:
         print(f"no scene can be played here: {reason}")
-        print(f"0 passed, {len(chosen)} failed")
-        return 1
-    verdicts = play_all(chosen, options.at_once)
-    passed = sum(verdict.wrong is None for verdict in verdicts)
-    # Counted from what was asked for: one without a verdict has failed.
-    failed = len(chosen) - passed
-    print(f"{passed} passed, {failed} failed")
-    return 0 if passed and not failed else 1
+        return total(0, len(chosen))
+    return play_all(chosen, options.at_once)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.netns.lab import TUN, LabError, Process
+from tests.netns.lab import TUN, Process
 from tests.netns.namespaces import pids
 from tests.netns.processes import wait_until
 from tests.scenes.hosts import WireGuardLab, program
 
 NEWEST = "newest"
+THEIRS = ("wireguard-go", NEWEST)
 SOCKETS = "/var/run/wireguard"
 
 
@@ -203,7 +204,7 @@ class QuickEnd(End):
 
     def _quick(self, what: str) -> None:
         environment = {"WG_QUICK_USERSPACE_IMPLEMENTATION": self.program, "LOG_LEVEL": "verbose"}
-        argv = [self.lab.wg_quick, what, self.conf]
+        argv: list[str | Path] = [self.lab.wg_quick, what, self.conf]
         quick = self.lab.spawn(self.host, argv, f"wg-quick-{what}", env=environment)
         status = quick.wait(60)
         if status:
@@ -225,7 +226,8 @@ class ServiceEnd(End):
 
     def down(self) -> None:
         status = self.running.stop()
-        expect(status == 0, f"{self} ended with status {status}")
+        # twistd ends with the signal that it was sent, after it has ended all in order.
+        expect(status in (0, -signal.SIGTERM), f"{self} ended with status {status}")
 
     def pids(self) -> list[int]:
         return [self.running.pid] if self.running.running else []
@@ -241,7 +243,8 @@ class ClientEnd(ServiceEnd):
         self.conf = lab.directory / host / "wg0.conf"
 
     def up(self) -> None:
-        argv = [self.lab.tool("twistd"), "-n", "pyvpn-client", "--wireguard", self.conf]
+        twistd = self.lab.tool("twistd")
+        argv: list[str | Path] = [twistd, "-n", "pyvpn-client", "--wireguard", self.conf]
         argv += self.lab.directories(self.host, "--state-dir", "--run-dir")
         self.service = self.lab.spawn(self.host, argv, "pyvpn-client")
         self.service.wait_until(self.links, "its interface", 15)
@@ -295,23 +298,3 @@ def peer_text(public: str, allowed: str, **others: str) -> str:
 def at(address: str, port: int) -> str:
     """An endpoint as .conf files have it."""
     return f"[{address}]:{port}" if ip_address(address).version == 6 else f"{address}:{port}"
-
-
-__all__ = [
-    "NEWEST",
-    "SOCKETS",
-    "ClientEnd",
-    "End",
-    "Failed",
-    "HubEnd",
-    "LabError",
-    "QuickEnd",
-    "Shown",
-    "ShownPeer",
-    "at",
-    "conf_text",
-    "end",
-    "expect",
-    "parse_dump",
-    "peer_text",
-]

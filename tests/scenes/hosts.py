@@ -50,6 +50,10 @@ class WireGuardLab(Lab):
         self.hosts = {host.name: host for host in (*HOSTS, PLUM)}
         self._holders: dict[str, Process] = {}
 
+    def __enter__(self) -> WireGuardLab:
+        super().__enter__()
+        return self
+
     @property
     def wg_quick(self) -> Path:
         """Debian's wg-quick, word for word, that never uses the kernel's WireGuard."""

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from tests.netns import flows
 from tests.netns.lab import INET, PORT, Process
-from tests.netns.processes import wait_until
-from tests.scenes.ends import End, HubEnd, at, conf_text, end, expect, peer_text
+from tests.scenes.ends import End, HubEnd, ShownPeer, at, conf_text, end, expect, peer_text
 from tests.scenes.hosts import WireGuardLab
 from tests.scenes.wire import Datagram, datagrams
 
@@ -21,8 +20,6 @@ ADDRESSES = {
     "pa": ("10.10.0.3", "fd00:10::3"),
 }
 NETWORKS = "10.10.0.0/24, fd00:10::/64"
-#: A handshake is tried again after 5 s and a third of one at most.
-RETRY = 5.4
 FLOWS = Path(flows.__file__)
 
 
@@ -77,7 +74,7 @@ class Tunnel:
         private = of.conf_value("PrivateKey")
         return of.wg("pubkey", stdin=f"{private}\n").strip()
 
-    def peer_of_server(self, client: End | None = None):
+    def peer_of_server(self, client: End | None = None) -> ShownPeer:
         """What the server's ``wg show`` says of a client, the first by default."""
         peers = self.server.show().peers
         key = self.public_key(client or self.client)
@@ -96,18 +93,6 @@ class Tunnel:
         """Ping between ends; none may be answered."""
         done = self.lab.ping(source.host, address, count=2)
         expect(done.returncode != 0, f"{address} answers {source.host}, and must not")
-
-    def pass_tcp(self, source: End, target: End, version: int, count: int) -> None:
-        """Send so many bytes by TCP; they must arrive unchanged."""
-        receive = [sys.executable, str(FLOWS), "tcp-receive", "7000"]
-        receiver = self.lab.spawn(target.host, receive, "tcp-receive")
-        receiver.wait_for_text("ready")
-        address = target.address(version)
-        send = [sys.executable, str(FLOWS), "tcp-send", address, "7000", str(count)]
-        sent = self.lab.run(source.host, send, seconds=60, check=True).stdout.split()
-        receiver.wait(10)
-        arrived = receiver.text().split()[1:]
-        expect(arrived == sent, f"TCP from {source} to {address}: sent {sent}, arrived {arrived}")
 
     @contextlib.contextmanager
     def recorded(self, host: str = "kiwi") -> Iterator[list[Datagram]]:
@@ -166,9 +151,16 @@ def network_of(address: str) -> str:
     return f"{address}/{128 if ':' in address else 32}"
 
 
-def seconds_until(condition, what: str, seconds: float) -> None:
-    """:func:`wait_until`; here so that scenes need this module alone."""
-    wait_until(condition, what, seconds)
+def pass_tcp(lab: WireGuardLab, source: str, target: str, address: str, count: int) -> None:
+    """Send so many bytes by TCP from host to host; they must arrive unchanged."""
+    receive = [sys.executable, str(FLOWS), "tcp-receive", "7000"]
+    receiver = lab.spawn(target, receive, "tcp-receive")
+    receiver.wait_for_text("ready")
+    send = [sys.executable, str(FLOWS), "tcp-send", address, "7000", str(count)]
+    sent = lab.run(source, send, seconds=60, check=True).stdout.split()
+    receiver.wait(10)
+    arrived = receiver.text().split()[1:]
+    expect(arrived == sent, f"TCP from {source} to {address}: sent {sent}, arrived {arrived}")
 
 
 def shown_endpoint(text: str) -> tuple[str, int]:
