@@ -116,7 +116,7 @@ class WireGuardPeer(Peer):
         #: When data that was sent should have been answered; NEVER: none waits.
         self.answer_due = NEVER
         self.persistent_due = NEVER
-        #: The last handshake message we sent it, which a cookie reply refers to; its cookie.
+        #: The last handshake message we sent it, which one cookie reply may refer to; its cookie.
         self.sent_message = b""
         self.cookie: _Cookie | None = None
         self.moved = -NEVER
@@ -371,6 +371,8 @@ class WireGuardPeers:
             if found is None or not isinstance(found[0], WireGuardPeer):
                 raise RemoteProtocolError("response_unexpected")
             peer = found[0]
+        if not peer.sent_message:
+            raise RemoteProtocolError("response_unexpected")
         value = open_cookie_reply(
             message,
             wireguard.cookie_key(peer.public_key),
@@ -379,6 +381,8 @@ class WireGuardPeers:
             wireguard.COOKIE_FIRST_BYTES,
         )
         peer.cookie = _Cookie(value, now + COOKIE_LIFETIME)
+        # A recorded reply must not make an old cookie look new.
+        peer.sent_message = b""
 
     def _cookie_for(self, peer: WireGuardPeer, now: float) -> bytes:
         return peer.cookie.value if peer.cookie is not None and now < peer.cookie.expires else b""
