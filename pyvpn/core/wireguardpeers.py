@@ -528,13 +528,12 @@ class WireGuardPeers:
             peer.persistent_due = now + peer.keepalive_interval
         if not data:
             peer.tx_bytes += OVERHEAD  # a keepalive: there is nothing else that is no data
-            return
+        elif peer.answer_due == NEVER:
+            peer.answer_due = now + ANSWER_TIME
+            self._note_due(peer, peer.answer_due)
         session = peer.current
         if session is None:
             return
-        if peer.answer_due == NEVER:
-            peer.answer_due = now + ANSWER_TIME
-            self._note_due(peer, peer.answer_due)
         if peer.initiated and (now - session.created >= REKEY_AFTER_TIME or session.worn()):
             self._core._timer_known = False
             self._initiate(peer, now)

@@ -249,6 +249,16 @@ class Timers(Pair):
         self.simulation.advance(600)
         self.assertLessEqual(len(self.kinds()), before + 1)
 
+    def test_keepalives_rekey(self) -> None:
+        """An idle initiator that keeps itself alive is never without keys."""
+        self.first.core.wireguard.set_keepalive(self.to_second, 25, self.simulation.now)
+        self.first.drain()
+        self.simulation.advance(1)
+        for _ in range(600):
+            self.simulation.advance(3)
+            self.assertIsNotNone(self.to_second.current)
+        self.assertEqual(self.first.told(WireGuardDisconnected), [])
+
     def test_silence(self) -> None:
         """Data that nobody answers for 15 s brings a new handshake about: the keys may be gone."""
         self.exchange()
