@@ -23,7 +23,7 @@ help:
 	@echo 'make check           lint, format, types'
 	@echo 'sudo make scenes     real WireGuard programs beside PyVPN, scene by scene (WIREGUARD_GO=PROGRAM: also'
 	@echo '                     with that; SCENES="--quick", "--only WORD": some; 15 minutes)'
-	@echo 'sudo make bench      asked and measured figures: bench-compare, beside other VPNs (16 minutes),'
+	@echo 'sudo make bench      asked and measured figures: bench-compare, beside other VPNs (20 minutes),'
 	@echo '                     and bench-figures, of its own'
 	@echo 'make bench-micro     what the parts of the core cost, one by one (2 minutes)'
 	@echo 'make venv            the virtual environment for development, in $(VENV)'
@@ -91,6 +91,7 @@ bench-figures: root deps $(WHEEL_VENV)/made
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/crashes.py
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/recovery.py
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/sessions.py
+	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/wireguard.py
 
 # Few processes: one by one they show how figures differ from one start to the next.
 bench-micro: venv

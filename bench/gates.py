@@ -8,6 +8,7 @@ from typing import NamedTuple
 from figures import ROW, heading, show
 
 OWN, OPENVPN, NEWEST = "pyvpn-aes", "openvpn", "wireguard-go-newest"
+OWN_WIREGUARD, DEBIANS = "pyvpn-wg", "wireguard-go"
 #: (system, scenario) -> the median
 Medians = Mapping[tuple[str, str], float]
 
@@ -39,6 +40,9 @@ def _gates() -> tuple[Gate, ...]:
         ("goodput at 1 % loss, beside OpenVPN", "loss-1", 1.0, OPENVPN),
     ):
         gates.append(Gate(what, OWN, scenario, factor, rival))
+    for scenario in ("tcp-1", "tcp-4", "udp-64"):
+        what = f"{names[scenario]}, as WireGuard, beside Debian's"
+        gates.append(Gate(what, OWN_WIREGUARD, scenario, 1.5, DEBIANS))
     what = "processor time per GiB, beside OpenVPN"
     gates.append(Gate(what, OWN, "cpu-per-gib", 0.5, OPENVPN, at_most=True))
     what = "second client's p99 while one sends"
@@ -56,6 +60,9 @@ def _aims() -> tuple[Gate, ...]:
         ("goodput at 1 % loss with CUBIC, beside OpenVPN", "loss-1-cubic", 1.0, OPENVPN),
     ):
         aims.append(Gate(what, OWN, scenario, factor, rival))
+    for scenario, name in (("tcp-1", "TCP, 1 flow"), ("tcp-4", "TCP, 4 flows")):
+        what = f"{name}, as WireGuard, beside Debian's"
+        aims.append(Gate(what, OWN_WIREGUARD, scenario, 2.0, DEBIANS))
     for rival, name in ((NEWEST, "wireguard-go"), (OPENVPN, "OpenVPN")):
         for scenario, what in (("rtt-idle-p50", "idle"), ("rtt-flood", "flood")):
             what = f"round trip, {what}, beside {name}"
@@ -69,7 +76,7 @@ def _aims() -> tuple[Gate, ...]:
 GATES = _gates()
 AIMS = _aims()
 # Where there is no newer wireguard-go at hand, Debian's stands in for it.
-STANDS_IN = "wireguard-go"
+STANDS_IN = DEBIANS
 
 
 class Verdict(NamedTuple):

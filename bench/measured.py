@@ -25,6 +25,9 @@ SYSTEMS = {
     "openvpn": "OpenVPN, AES-256-GCM",
     "wireguard-go": "wireguard-go, Debian's",
     "wireguard-go-newest": "wireguard-go, newest",
+    "pyvpn-wg": "PyVPN as WireGuard at both ends",
+    "pyvpn-wireguard": "PyVPN's hub, wireguard-go, Debian's",
+    "pyvpn-wireguard-newest": "PyVPN's hub, wireguard-go, newest",
     "veth": "the cable alone",
 }
 #: What is no VPN, but what there is to share.

@@ -1,4 +1,4 @@
-"""WireGuard in user space: wireguard-go, set up with ``wg``; its configuration stands beside."""
+"""WireGuard in user space: wireguard-go or ours, set up with ``wg``; its .conf stands beside."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from string import Template
 from threehosts import HUB, A, C
 
 from systems.system import Negotiated, System
-from tests.netns.lab import LabError
+from tests.netns.lab import TUN, LabError
 from tests.netns.processes import search_path
 
 HERE = Path(__file__).resolve().parent
@@ -25,7 +25,7 @@ SOCKETS = Path("/var/run/wireguard")
 class WireGuard(System):
     """One hub with two peers, MTU 1420 as it is by itself.
 
-    :param program: the wireguard-go to run; None: none is named.
+    :param program: the wireguard-go to run, or what is used like it; None: none is named.
     """
 
     def __init__(self, name: str, program: str | None) -> None:
@@ -46,6 +46,7 @@ class WireGuard(System):
         keys = {host: self._keys() for host in (HUB, *self.clients)}
         for host in keys:
             self._start(host)
+            self._give_addresses(host)
         for client in self.clients:
             peer = self._peer(keys[HUB][1], "0.0.0.0/0, ::/0")
             peer += f"Endpoint = {self.lab.hub_from(client)}:{PORT}\n"
@@ -83,10 +84,12 @@ class WireGuard(System):
         program = self.lab.spawn(host, [self._path, "-f", name], "wireguard-go")
         self.programs.append(program)
         program.wait_until((SOCKETS / f"{name}.sock").exists, "its control socket", 10)
-        number = NUMBERS[host]
+
+    def _give_addresses(self, host: str) -> None:
+        number, name = NUMBERS[host], self._names[host]
         for address in (f"10.9.0.{number}/24", f"fd00:9::{number}/64"):
             self._inside(host, "address", "add", address, "dev", name)
-        self._inside(host, "link", "set", name, "up")
+        self._inside(host, "link", "set", name, "mtu", "1420", "up")
 
     def _configure(self, host: str, private: str, peers: list[str]) -> None:
         text = Template((HERE / "wireguard.conf").read_text())
@@ -104,3 +107,44 @@ class WireGuard(System):
 
     def _inside(self, host: str, *words: str) -> None:
         self.lab.run(host, ["ip", *words], check=True)
+
+
+class WireGuardToHub(WireGuard):
+    """Our hub, and clients with a WireGuard of others: what ``pyvpn peer add`` writes for them."""
+
+    def bring_up(self) -> None:
+        self.programs.append(self.lab.start_hub().process)
+        self._names[HUB] = TUN
+        for client in self.clients:
+            file = self.lab.directory / HUB / f"{client}.conf"
+            add = ["peer", "add", client, "--no-qr", "--output", str(file)]
+            self.lab.pyvpn(HUB, *add)
+            self._start(client)
+            self._apply(client, file.read_text())
+
+    def negotiated(self) -> Negotiated:
+        hub = self.lab.pyvpn(HUB, "--version").stdout.split()[-1]
+        return super().negotiated()._replace(version=f"PyVPN {hub}, {super().negotiated().version}")
+
+    def _apply(self, host: str, conf: str) -> None:
+        """Do what wg-quick does with a .conf: what is not wg's is for ip."""
+        name, kept, own = self._names[host], [], {"Address": "", "MTU": "", "DNS": ""}
+        allowed = ""
+        for line in conf.splitlines():
+            key, _, value = (part.strip() for part in line.partition("="))
+            if key in own:
+                own[key] = value
+            elif key == "Endpoint":
+                # The hub's is that of the other cable for one of them.
+                kept.append(f"Endpoint = {self.lab.hub_from(host)}:5050")
+            else:
+                kept.append(line)
+            allowed = value if key == "AllowedIPs" else allowed
+        path = self.lab.directory / host / "wireguard.conf"
+        path.write_text("\n".join([*kept, ""]))
+        self.lab.run(host, ["wg", "setconf", name, str(path)], check=True)
+        for address in own["Address"].split(","):
+            self._inside(host, "address", "add", address.strip(), "dev", name)
+        self._inside(host, "link", "set", name, "mtu", own["MTU"], "up")
+        for network in allowed.split(","):
+            self._inside(host, "route", "add", network.strip(), "dev", name)
