@@ -123,8 +123,9 @@ class WireGuardToHub(WireGuard):
             self._apply(client, file.read_text())
 
     def negotiated(self) -> Negotiated:
+        told = super().negotiated()
         hub = self.lab.pyvpn(HUB, "--version").stdout.split()[-1]
-        return super().negotiated()._replace(version=f"PyVPN {hub}, {super().negotiated().version}")
+        return told._replace(version=f"PyVPN {hub}, {told.version}")
 
     def _apply(self, host: str, conf: str) -> None:
         """Do what wg-quick does with a .conf: what is not wg's is for ip."""
