@@ -58,7 +58,7 @@ class DamagedFiles(SynchronousTestCase):
         self.assertEqual(snapshot(self.lab, host), self.machine, line)
 
     def test_state_directory(self) -> None:
-        """Each of the hub's four files and their directory: damaged, lost, foreign, in the way."""
+        """Each of the hub's five files and their directory: damaged, lost, foreign, in the way."""
         home = self.lab.directory / "hub" / "one"
         state, good = home / "state", home / "good"
         argv = ["pyvpn-server", "--state-dir", str(state), "--run-dir", str(home / "run")]
@@ -66,7 +66,10 @@ class DamagedFiles(SynchronousTestCase):
         self.lab.pyvpn("hub", "--state-dir", str(home / "other"), "init")
         (home / "run").mkdir(0o700)
         token, key = state / "network.token", state / "login.key"
+        stock = state / "wireguard.key"
         store, lock = state / "store.sqlite", state / "lock"
+        key32 = "zeroblob(32)"
+        peer = f"INSERT INTO peers VALUES ({key32}, 'k', {key32}, '', NULL, NULL, 0, 1, 0, NULL)"
 
         def sql(*statements: str) -> Damage:
             def change() -> None:
@@ -100,6 +103,9 @@ class DamagedFiles(SynchronousTestCase):
              f"{key}: not a file; move it away"),
             (in_the_way(key, lambda path: path.symlink_to("nowhere")),
              f"{key}: cannot read: No such file or directory; check its owner and mode"),
+            (lambda: stock.write_text(foreign[:20]), f"{stock}: not 32 bytes in base64; {LOSS}"),
+            (lambda: (sql(peer)(), stock.unlink()),
+             f"{stock}: missing, while store.sqlite is there; {LOSS}"),
             (lambda: store.write_bytes(b"no database" * 1000),
              f"{store}: file is not a database; restore it from a backup, or move it away"),
             (lambda: os.truncate(store, 5000),
@@ -107,7 +113,7 @@ class DamagedFiles(SynchronousTestCase):
             (lambda: os.truncate(store, 0),
              f"{store}: the file is empty; restore it or remove it"),
             (sql("UPDATE schema_version SET version = 999"),
-             f"{store}: written by a newer PyVPN (schema 999, known here up to 1); upgrade PyVPN"),
+             f"{store}: written by a newer PyVPN (schema 999, known here up to 2); upgrade PyVPN"),
             (sql("DELETE FROM settings"), no_subnet6),
             (sql("UPDATE settings SET value = 'fd00::/200'"), no_subnet6),
             (sql("PRAGMA ignore_check_constraints = ON",
