@@ -369,6 +369,19 @@ class Damage(SynchronousTestCase):
         self.assertEqual(counts(joined(packets)), [1, 1])
         self.assertEqual(counts(joined(list(map(rectified, packets)))), [2])  # control
 
+    def test_faults_of_header_and_payload_that_cancel(self) -> None:
+        """An IPv4 header checksum that is wrong stays so, whatever the payload makes up for."""
+        for last in (1000, 500):
+            packets = parted(flow(), bytes(1000 + last), [1000, last])
+            for place in (0, 1):
+                some = list(packets)
+                for number, each in enumerate(some):
+                    if number >= place:
+                        wrong = struct.pack("!H", model.u16(each, 10) - 1)
+                        some[number] = changed(changed(each, 10, wrong), 100, b"\0\1")
+                self.assertEqual(counts(joined(some)), [1, 1])
+            self.assertEqual(counts(joined(packets)), [2])  # control
+
     def test_cut_off(self) -> None:
         """Of a packet that is cut off anywhere nothing is written, and the others are."""
         for version, protocol in KINDS:
