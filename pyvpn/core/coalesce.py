@@ -294,8 +294,6 @@ class _Growing:
             return False
         ip, end, total, protocol = found
         expected = list(self._expected)
-        if (ip, end, protocol) != (self._found[0], self._found[1], self._found[3]):
-            return False
         if not end < total <= min(self._found[2], len(packet)) or not _ip_intact(packet):
             return False
         # What the length changes, and is right in itself.

@@ -181,10 +181,9 @@ class Bulk(SynchronousTestCase):
             second = evolve(first, **later)
             packets = sent(first, octets(2000 + tail), 1000) + sent(second, octets(3000), 1000)
             self.assertEqual(counts(joined(packets)), [3, 3], (flags, tail))
-        udp = flow(protocol=UDP)
-        self.assertEqual(
-            counts(joined(parted(udp, octets(900), (200, 200, 100, 200, 200)))), [3, 2]
-        )
+        for version in (4, 6):
+            packets = parted(flow(version, UDP), octets(900), (200, 200, 100, 200, 200))
+            self.assertEqual(counts(joined(packets)), [3, 2])
 
     def test_ends_that_begin(self) -> None:
         """A packet with PSH or FIN has none joined to it, and a longer one is joined to none."""
@@ -194,6 +193,15 @@ class Bulk(SynchronousTestCase):
         for protocol in (TCP, UDP):
             packets = parted(flow(protocol=protocol), octets(2303), (100, 101, 1001, 1101))
             self.assertEqual(counts(joined(packets)), [1, 1, 1, 1])
+
+    def test_header_checksum_of_zero(self) -> None:
+        """An IPv4 header checksum counts down past 0, which stands for 0xFFFF, too."""
+        packets = parted(flow(identification=0), octets(4000), [1000] * 4)
+        first = model.u16(packets[0], 10)
+        packets = parted(flow(identification=first - 1), octets(5000), [1000] * 5)
+        checks = [model.u16(packet, 10) for packet in packets]
+        self.assertEqual(checks, [1, 0, 0xFFFE, 0xFFFD, 0xFFFC])
+        self.assertEqual(counts(joined(packets)), [5])
 
     def test_bounds(self) -> None:
         """64 UDP packets, 256 of TCP, 65,535 bytes: what is more begins another."""
@@ -283,6 +291,11 @@ class Differences(SynchronousTestCase):
             self.assertEqual(counts(joined(fragments)), [1] * 4, change)
         unsummed = [changed(packet, 26, b"\0\0") for packet in packets]
         self.assertEqual(counts(joined(unsummed)), [1] * 4)
+        shorter = [changed(packet, 24, struct.pack("!H", 1007)) for packet in packets]
+        for number, packet in enumerate(shorter):
+            check = struct.pack("!H", model.u16(packet, 26) % 0xFFFF + 1)
+            shorter[number] = changed(packet, 26, check)
+        self.assertEqual(counts(joined(shorter)), [1] * 4)
         for other in (flow(ip_options=b"\1\1\1\0"), flow(6, extended=True)):
             self.assertEqual(counts(joined(parted(other, octets(3000), [1000] * 3))), [1] * 3)
         for version, protocol in KINDS:
@@ -385,13 +398,13 @@ class Damage(SynchronousTestCase):
     def test_cut_off(self) -> None:
         """Of a packet that is cut off anywhere nothing is written, and the others are."""
         for version, protocol in KINDS:
-            packets = parted(flow(version, protocol), octets(300), [100] * 3)
-            for place, size in itertools.product(range(3), range(length_of(packets[0]))):
+            packets = parted(flow(version, protocol), octets(600), [100] * 6)
+            for place, size in itertools.product(range(6), range(length_of(packets[0]))):
                 some = list(packets)
                 some[place] = some[place][:size]
                 runs, others = coalesce.join_all(some)
                 self.assertEqual(others, [some[place]])
-                self.assertEqual(sum(counts(runs)), 2)
+                self.assertEqual(sum(counts(runs)), 5)
 
 
 class Turn(SynchronousTestCase):
