@@ -7,6 +7,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from random import Random
 from typing import Any
 
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail
@@ -154,6 +155,7 @@ class PeersCase(SynchronousTestCase):
             for network in networks:
                 self.assertNotIn(network, owners)
                 owners[network] = peer_key
+        self.assertEqual(owners, hub.peers._owners)
         for network, owner in owners.items():
             address = network.network_address
             inside = address in (NET4 if network.version == 4 else NET6)
@@ -277,6 +279,13 @@ class NameTests(PeersCase):
         self.assertEqual(["10.10.0.3/32 is b's now and a's no more: the later wins"], self.warnings)
         self.assertEqual((None, "fd00:1:2:3::3", ()), self.text("a"))
         self.assertEqual(("10.10.0.3", None, ()), self.text("b"))
+
+    def test_ipv6_address_is_taken(self) -> None:
+        """Who takes an IPv6 address alone gets an IPv4 one of its own beside it."""
+        self.add("a", 1)
+        self.add("b", 2, "fd00:1:2:3::3/128")
+        self.assertEqual(("10.10.0.3", None, ()), self.text("a"))
+        self.assertEqual(("10.10.0.4", "fd00:1:2:3::3", ()), self.text("b"))
 
     def test_nested(self) -> None:
         """Networks in each other stay where they are; the warning says who gets what."""
@@ -596,6 +605,14 @@ class RestoreTests(PeersCase):
         self.assertEqual({}, dict(again.pool.leases()))
         device = again.core.peer("alice", b"L" * 16)
         self.assertTrue(device is None or device.lease is None)
+
+    def test_disabled_gives_way(self) -> None:
+        """An address that two records have is held for the enabled one, whichever is older."""
+        for created in (5, 9):
+            record = WireGuardPeerRecord("x", key(1), PSK, (), "10.10.0.9", None, 0, True, 7)
+            disabled = evolve(record, name="y", public_key=key(2), enabled=False, created=created)
+            self.store.put_peers([record, disabled])
+            self.agree(Hub(self.store))
 
     def test_unusable_record(self) -> None:
         """A record that the core does not take is told of, and the others are there."""
