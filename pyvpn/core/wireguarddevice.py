@@ -27,6 +27,12 @@ class WireGuardCore(VPNCore[Peer]):
             raise RemoteProtocolError("datagram_unknown")
         self.wireguard.handshake_received(message, endpoint, now)
 
+    def _new_index(self) -> int:
+        while True:
+            index = super()._new_index()
+            if not self.wireguard.waits_for(index):
+                return index
+
     def _authenticated(
         self, peer: Peer, session: Session, endpoint: Endpoint, data: bool, now: float
     ) -> None:

@@ -21,7 +21,6 @@ from pyvpn.core.cookies import COOKIE_LIFETIME, CookieChecker, mac1_valid, open_
 from pyvpn.core.events import WireGuardConnected, WireGuardDisconnected
 from pyvpn.core.noise import KEY_SIZE, KeyPair
 from pyvpn.core.peer import Peer
-from pyvpn.core.stamps import LoginStamps
 from pyvpn.core.timers import (
     KEEPALIVE_TIMEOUT,
     NEVER,
@@ -77,6 +76,7 @@ class WireGuardPeer(Peer):
         "attempt_due",
         "attempt_started",
         "cookie",
+        "crossed_highest",
         "initiated",
         "initiation_sent",
         "initiation_taken",
@@ -91,6 +91,7 @@ class WireGuardPeer(Peer):
         "rekeyed_on_receive",
         "sent_message",
         "stamp_seen",
+        "stamp_used",
     )
 
     native = False
@@ -104,6 +105,8 @@ class WireGuardPeer(Peer):
         self.last_handshake = 0
         #: The newest stamp it sent: in memory only, as WireGuard does.
         self.stamp_seen = b""
+        #: The newest that it was sent, Unix nanoseconds.
+        self.stamp_used = 0
         self.initiation_taken = -NEVER
         self.pending: wireguard.InitiationSent | None = None
         self.initiation_sent = -NEVER
@@ -113,6 +116,9 @@ class WireGuardPeer(Peer):
         #: Whether we began the handshake of the current session: then its rekey is ours, too.
         self.initiated = False
         self.rekeyed_on_receive = False
+        #: If the handshake of *previous* met the one of *current*: the highest counter on it. The
+        #: other end may send on it until the next handshake, and so be heard on no other.
+        self.crossed_highest: int | None = None
         #: When data that was sent should have been answered; NEVER: none waits.
         self.answer_due = NEVER
         self.persistent_due = NEVER
@@ -157,7 +163,6 @@ class WireGuardPeers:
         self.peers: Mapping[bytes, WireGuardPeer] = MappingProxyType(self._peers)
         self._pending: dict[int, WireGuardPeer] = {}
         self._timers: TimerQueue[WireGuardPeer] = TimerQueue()
-        self._stamps = LoginStamps(0)
         self._mac1_key = b""
         self._cookies: CookieChecker | None = None
 
@@ -317,7 +322,7 @@ class WireGuardPeers:
         peer.rx_bytes += len(message)
         core = self._core
         core._forget(peer, peer.next)
-        index = self._new_index()
+        index = self._core._new_index()
         answer, keys = initiation.answer(
             peer.psk, index=index, mac1_key=peer.mac1_key, cookie=self._cookie_for(peer, now)
         )
@@ -342,9 +347,10 @@ class WireGuardPeers:
             # Two handshakes have met. The other end may send on either, so both are kept.
             self._core._forget(peer, peer.previous)
             peer.previous = crossed
-        if not peer.staged:
-            self._say_something(peer, now)  # the other end waits for our first packet
+            peer.crossed_highest = crossed.window.highest
         self._core._send_staged(peer, now)
+        if not session.send_counter:
+            self._say_something(peer, now)  # the other end waits for our first packet
 
     def _make_current(
         self, peer: WireGuardPeer, session: Session, endpoint: Endpoint, initiated: bool, now: float
@@ -355,6 +361,7 @@ class WireGuardPeers:
         peer.previous, peer.current = peer.current, session
         peer.initiated = initiated
         peer.rekeyed_on_receive = False
+        peer.crossed_highest = None
         peer.endpoint = endpoint
         peer.answer_due = NEVER
         peer.last_heard = now
@@ -388,9 +395,12 @@ class WireGuardPeers:
         return peer.cookie.value if peer.cookie is not None and now < peer.cookie.expires else b""
 
     def _initiate(self, peer: WireGuardPeer, now: float) -> None:
-        """Begin an attempt at a handshake, unless there is one."""
+        """Begin an attempt at a handshake; one that is under way gets its whole time again.
+
+        The paper, 6.4: who goes on sending is not given up.
+        """
+        peer.attempt_started = now
         if peer.attempt_due == NEVER:
-            peer.attempt_started = now
             peer.attempt_due = max(now, peer.initiation_sent + REKEY_TIMEOUT)
             if peer.attempt_due <= now:
                 self._try_again(peer, now)
@@ -414,8 +424,8 @@ class WireGuardPeers:
                 self.identity,
                 peer.public_key,
                 peer.psk,
-                index=self._new_index(),
-                stamp=tai64n.pack(self._stamps.next(self._core._wall_clock())),
+                index=self._core._new_index(),
+                stamp=self._next_stamp(peer),
                 mac1_key=peer.mac1_key,
                 random_bytes=self._core._random_bytes,
                 cookie=self._cookie_for(peer, now),
@@ -431,6 +441,12 @@ class WireGuardPeers:
         peer.attempt_due = now + REKEY_TIMEOUT + jitter
         self._send_message(peer, peer.pending.message, peer.endpoint)
         self._arm(peer)
+
+    def _next_stamp(self, peer: WireGuardPeer) -> bytes:
+        """Later than the last one, whatever the clock does; no further ahead of it than needed."""
+        clock = max(self._core._wall_clock(), peer.stamp_used + tai64n.WHITENING)
+        peer.stamp_used = tai64n.whiten(clock)
+        return tai64n.pack(peer.stamp_used)
 
     def _give_up(self, peer: WireGuardPeer) -> None:
         """End the attempt that is under way."""
@@ -457,11 +473,9 @@ class WireGuardPeers:
             segments=False,
         )
 
-    def _new_index(self) -> int:
-        while True:
-            index = self._core._new_index()
-            if index not in self._pending:
-                return index
+    def waits_for(self, index: int) -> bool:
+        """Tell whether the answer to an initiation of ours would name this index."""
+        return index in self._pending
 
     # -- data ---------------------------------------------------------------------------------
 
@@ -474,8 +488,14 @@ class WireGuardPeers:
         peer.answer_due = NEVER
         if session is peer.next:
             peer.next = None
+            self._give_up(peer)  # what it was to bring about is there
             self._make_current(peer, session, endpoint, False, now)
             core._send_staged(peer, now)
+        elif peer.crossed_highest is not None and session is peer.previous:
+            newest = session.window.highest > peer.crossed_highest
+            peer.crossed_highest = session.window.highest
+            if endpoint != peer.endpoint:
+                self.moved(peer, newest, endpoint, now)
         if peer.keepalive_interval:
             peer.persistent_due = now + peer.keepalive_interval
         if data and peer.keepalive.data_received(now):
@@ -566,6 +586,8 @@ class WireGuardPeers:
         for peer in self._timers.pop_due(now):
             if self._peers.get(peer.public_key) is peer:
                 self._handle_peer_timer(peer, now)
+                # What it armed on the way may be what it has dealt with after that.
+                self._timers.cancel(peer)
                 self._arm(peer)
 
     def _handle_peer_timer(self, peer: WireGuardPeer, now: float) -> None:
