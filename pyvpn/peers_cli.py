@@ -115,7 +115,7 @@ def peer_add(options: argparse.Namespace) -> int:
                 f"{options.output}: cannot write it: {getattr(error, 'strerror', None) or error};"
                 f" the peer has lost its key: pyvpn peer remove {shlex.quote(name)}"
             ) from error
-    _show(options.output, text, with_code)
+    _show(options.output, text, with_code, secret=not elsewhere or options.psk)
     return DONE
 
 
@@ -176,7 +176,7 @@ def _below_interface(text: str, lines: str) -> str:
     return f"{head}\n{lines}\n{rest}"
 
 
-def _show(output: str | None, text: str, with_code: bool) -> None:
+def _show(output: str | None, text: str, with_code: bool, *, secret: bool) -> None:
     """The .conf, or where it is, and its QR code; only the .conf on a pipe."""
     if output is None:
         if sys.stdout.isatty():
@@ -188,8 +188,10 @@ def _show(output: str | None, text: str, with_code: bool) -> None:
         plain = os.environ.get("NO_COLOR") or not sys.stdout.isatty()
         say("", *qrcode.terminal_lines(text, coloured=not plain), "")
     if output is None:
-        note("It is shown this once and stored nowhere; pass it on privately.")
-        note("Next: scan the code with the WireGuard app, or save the text as FILE.conf there.")
+        if secret:
+            note("It is shown this once and stored nowhere; pass it on privately.")
+        scan = "scan the code with the WireGuard app, or " if with_code else ""
+        note(f"Next: {scan}save the text as FILE.conf there.")
     elif _suffix(output) == ".conf":
         stem = Path(output).stem
         if _INTERFACE.fullmatch(stem):

@@ -230,7 +230,8 @@ class AddTests(PeerTestCase):
         self.on_terminal()
         code, out, _ = self.pyvpn("peer", "add", "router", "--public-key", ONE)
         self.assertEqual(code, 0)
-        text = out[out.index("[Interface]") : out.index("\nIt is shown")]
+        text = out[out.index("[Interface]") : out.index("\nNext: save the text")]
+        self.assertNotIn("It is shown this once", out)
         self.assertIsNone(parse_conf(text, "out").private_key)
         self.assertIn(f"together with this public key:\n# {ONE}\n", text)
         self.assertNotIn("\u2580", out)
