@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from pyvpn.core.events import WireGuardDisconnected
 from pyvpn.core.noise import KeyPair
+from pyvpn.core.wireguarddevice import WireGuardDevice
+from pyvpn.errors import LocalProtocolError
 from pyvpn.testing.simulation import NETWORK6, ip_packet
 from tests.core.badwireguard import StockCase
 from tests.sim.test_wireguard import Pair
@@ -157,6 +160,79 @@ class Clocks(Pair):
         self.find()
         self.exchange()
         self.assertEqual(self.second.core.counters, {})
+
+
+class Configuration(Pair):
+    def reasons(self) -> list[str]:
+        return [event.reason for event in self.first.told(WireGuardDisconnected)]
+
+    def test_who_is_told(self) -> None:
+        """A connection that ends by what is configured is told, and one that never was is not."""
+        wireguard, now = self.first.core.wireguard, self.simulation.now
+        wireguard.set_private_key(bytes([9]) * 32, now)
+        wireguard.set_private_key(self.first.pair.private, now)
+        self.first.drain()
+        self.assertEqual(self.reasons(), [])
+        self.exchange()
+        wireguard.set_private_key(bytes([9]) * 32, self.simulation.now)
+        self.first.drain()
+        self.assertEqual(self.reasons(), ["key_changed"])
+        wireguard.set_private_key(self.first.pair.private, self.simulation.now)
+        self.simulation.advance(20)
+        self.exchange()
+        wireguard.remove(self.second.pair.public, self.simulation.now)
+        wireguard.remove(self.second.pair.public, self.simulation.now)
+        self.first.drain()
+        self.assertEqual(self.reasons(), ["key_changed", "removed"])
+        self.assertEqual(self.first.core._sessions, {})
+
+    def test_the_same_key(self) -> None:
+        """The key that it has already disturbs nothing."""
+        self.exchange()
+        wireguard = self.first.core.wireguard
+        wireguard.set_private_key(self.first.pair.private, self.simulation.now)
+        self.assertIsNotNone(self.to_second.current)
+
+    def test_peers_before_the_key(self) -> None:
+        """Peers may come first; the one whose key turns out to be our own goes."""
+        device = WireGuardDevice(
+            wall_clock=self.simulation.wall_clock, random_bytes=self.simulation.random_bytes
+        )
+        wireguard, now = device.wireguard, self.simulation.now
+        own, other = KeyPair.of(bytes([9]) * 32), self.second.pair.public
+        peer = wireguard.add(own.public, now)
+        wireguard.set_endpoint(peer, self.second.endpoint, now)
+        wireguard.set_keepalive(peer, 25, now)
+        wireguard.connect(peer, now)
+        self.assertIs(wireguard.add(own.public, now), peer)
+        wireguard.add(other, now)
+        self.assertEqual(device.datagrams_to_send(now), [])
+        wireguard.set_private_key(own.private, now)
+        self.assertEqual(list(wireguard.peers), [other])
+        self.assertRaises(LocalProtocolError, wireguard.add, own.public, now)
+
+    def test_a_keepalive_again(self) -> None:
+        """The first one is due at once, another interval after that time, none for 0."""
+        wireguard = self.first.core.wireguard
+        for seconds, due in ((0, None), (25, 0), (30, 30), (25, 25), (0, None), (7, 0)):
+            wireguard.set_keepalive(self.to_second, seconds, self.simulation.now)
+            expected = float("inf") if due is None else self.simulation.now + due
+            self.assertEqual(self.to_second.persistent_due, expected)
+
+    def test_bounds(self) -> None:
+        """Keys have 32 bytes; a keepalive is 0 to 65,535 s."""
+        wireguard, now = self.first.core.wireguard, self.simulation.now
+        for size in (0, 31, 33):
+            self.assertRaises(LocalProtocolError, wireguard.add, bytes(size), now)
+            self.assertRaises(
+                LocalProtocolError, wireguard.set_psk, self.to_second, bytes(size), now
+            )
+        for seconds in (-1, 65_536):
+            self.assertRaises(
+                LocalProtocolError, wireguard.set_keepalive, self.to_second, seconds, now
+            )
+        wireguard.set_keepalive(self.to_second, 65_535, now)
+        wireguard.set_keepalive(self.to_second, 0, now)
 
 
 class AtTheHub(Pair):

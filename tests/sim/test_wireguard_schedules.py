@@ -237,8 +237,10 @@ class Life:
         self.simulation.network.weather = Weather()
         for node in (self.hub, *self.devices):
             node.wall_step = 0
+        # What is under way may yet move a device's idea of where the hub is, as at any WireGuard:
+        # if the hub has none of the device either, only who configures it knows better.
+        self.simulation.advance(20)
         self.configure()
-        # A device whose addresses went to a removed one, or that was told an address of nobody.
         self.simulation.advance(1)
 
     # -- what must hold ---------------------------------------------------------------------------
