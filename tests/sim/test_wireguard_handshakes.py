@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from itertools import pairwise
 
 from pyvpn.core.events import WireGuardDisconnected
@@ -14,6 +15,7 @@ from tests.sim.test_wireguard import Pair
 
 REKEY_TIMEOUT, REKEY_JITTER = 5, 0.334
 REKEY_AFTER_TIME = 120
+REKEY_ON_RECEIVE_TIME = 165
 REKEY_ATTEMPT_TIME = 90
 DAY = 86_400 * 10**9  # ns
 
@@ -128,6 +130,48 @@ class Attempts(Pair):
         self.assertGreater(timer[0], self.simulation.now)
 
 
+class LastMinute(Pair):
+    """Keys that nobody has used for 165 s."""
+
+    def initiations(self) -> list[object]:
+        return [d.source for d in self.simulation.network.captured if d.kind == 1]
+
+    def unused(self, seconds: float) -> None:
+        """The first has begun the handshake, and nothing is said until so long after it."""
+        self.first.core.wireguard.connect(self.to_second, self.simulation.now)
+        self.first.drain()
+        self.simulation.advance(seconds)
+
+    def test_received(self) -> None:
+        """What their initiator receives makes it renew them, at once and once."""
+        self.unused(REKEY_ON_RECEIVE_TIME + 0.1)
+        for number in range(3):
+            self.second.send(self.packet(number, back=True))
+        self.simulation.advance(1)
+        self.assertEqual(self.initiations(), [self.first.endpoint] * 2)
+
+    def test_received_before(self) -> None:
+        """Control: before that it does not."""
+        self.unused(REKEY_ON_RECEIVE_TIME - 0.1)
+        self.second.send(self.packet(0, back=True))
+        self.simulation.advance(0.05)
+        self.assertEqual(self.initiations(), [self.first.endpoint])
+
+    def test_received_by_the_responder(self) -> None:
+        """What the other end receives is no reason for it: the initiator has its own."""
+        self.unused(REKEY_ON_RECEIVE_TIME + 0.1)
+        self.first.send(self.packet(0))
+        self.simulation.advance(1)
+        self.assertEqual(self.initiations(), [self.first.endpoint] * 2)
+
+    def test_sent_by_the_responder(self) -> None:
+        """Nor is what it sends."""
+        self.unused(REKEY_AFTER_TIME + 5)
+        self.second.send(self.packet(0, back=True))
+        self.simulation.advance(1)
+        self.assertEqual(self.initiations(), [self.first.endpoint])
+
+
 class Clocks(Pair):
     def test_set_back(self) -> None:
         """A clock that is set back by days costs no try: stamps go on from the last one."""
@@ -186,6 +230,18 @@ class Configuration(Pair):
         self.assertEqual(self.reasons(), ["key_changed", "removed"])
         self.assertEqual(self.first.core._sessions, {})
 
+    def test_no_endpoint(self) -> None:
+        """Who does not know where a peer is asks nobody, whatever is due; packets are dropped."""
+        wireguard, now = self.second.core.wireguard, self.simulation.now
+        wireguard.connect(self.to_first, now)
+        wireguard.set_keepalive(self.to_first, 10, now)
+        self.second.send(self.packet(0, back=True))
+        self.simulation.advance(100)
+        self.assertEqual(self.kinds(), [])
+        self.assertEqual(wireguard._pending, {})
+        self.assertEqual(self.second.core.counters, {"wireguard_no_endpoint": 1})
+        self.exchange()
+
     def test_the_same_key(self) -> None:
         """The key that it has already disturbs nothing."""
         self.exchange()
@@ -210,6 +266,23 @@ class Configuration(Pair):
         wireguard.set_private_key(own.private, now)
         self.assertEqual(list(wireguard.peers), [other])
         self.assertRaises(LocalProtocolError, wireguard.add, own.public, now)
+
+    def test_networks(self) -> None:
+        """A network is taken away only from the peer that has it; nothing else is lost with it."""
+        wireguard = self.first.core.wireguard
+        other = wireguard.add(bytes([9]) * 32, self.simulation.now)
+        mine, wide = ip_network(self.second.inner[0]), NETWORK6
+        wireguard.disallow(other, mine)
+        wireguard.disallow(other, wide)
+        self.assertEqual(len(wireguard.networks(self.to_second)), 2)
+        self.assertIsNone(wireguard.allow(other, wide))
+        self.assertIs(wireguard.allow(other, mine), self.to_second)
+        self.assertEqual(wireguard.networks(other), [wide, mine])
+        wireguard.disallow(other, wide)
+        self.assertEqual(wireguard.networks(other), [mine])
+        wireguard.disallow_all(other)
+        self.assertEqual(wireguard.networks(other), [])
+        self.assertEqual(len(wireguard.networks(self.to_second)), 1)
 
     def test_a_keepalive_again(self) -> None:
         """The first one is due at once, another interval after that time, none for 0."""
