@@ -45,6 +45,19 @@ def rekey(lab: WireGuardLab, client: str, server: str) -> None:
     expect(hub not in askers, "the responder began a handshake while the initiator had traffic")
 
 
+def rekey_when_idle(lab: WireGuardLab, client: str, server: str) -> None:
+    """A client that sends keepalives alone makes new keys after 120 s, too: it is never without."""
+    tunnel = Tunnel(lab, client, server, keepalive=25).up()
+    first = tunnel.peer_of_server().last_handshake
+    longest = REKEY_AFTER + 25 + LATE
+    wait_until(
+        lambda: tunnel.peer_of_server().last_handshake != first, "another handshake", longest
+    )
+    apart = tunnel.peer_of_server().last_handshake - first
+    expect(apart >= REKEY_AFTER - LATE, f"the handshakes were {apart} s apart")
+    tunnel.ping(tunnel.server, tunnel.client, 4)
+
+
 def cookie(lab: WireGuardLab, client: str, server: str) -> None:
     """A server whose queue of handshakes is flooded asks a newcomer for a cookie; the client comes
     again with it, and is let in while the flood lasts."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tests.scenes.control import agreement, all_traffic, deleted_link, many_in_conf, many_networks
 from tests.scenes.ends import NEWEST, THEIRS
-from tests.scenes.handshakes import cookie, rekey, wrong_key, wrong_psk
+from tests.scenes.handshakes import cookie, rekey, rekey_when_idle, wrong_key, wrong_psk
 from tests.scenes.hosts import WireGuardLab
 from tests.scenes.hub import exported, imported, key_made_elsewhere, switched_off, together
 from tests.scenes.traffic import (
@@ -57,6 +57,7 @@ BY_QUICK = [*BETWEEN_THEIRS, *FROM_OURS, *TO_OURS]
 LIST: list[tuple[str, Act, list[tuple[str, str]], int]] = [
     ("IPv4 and IPv6 inside and outside", reach, ALL, 90),
     ("new keys across 120 s", rekey, ALL, 180),
+    ("new keys by keepalives alone", rekey_when_idle, ALL, 180),
     ("the client's address and port change", roaming_client, ALL, 30),
     ("the server's address changes", roaming_server, ALL, 30),
     ("cookie under load", cookie, ALL, 60),

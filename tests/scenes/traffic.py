@@ -10,6 +10,7 @@ from tests.netns.lab import INET, PORT
 from tests.netns.pings import Pings
 from tests.netns.processes import wait_until
 from tests.scenes.ends import (
+    NEWEST,
     THEIRS,
     at,
     expect,
@@ -31,7 +32,8 @@ def reach(lab: WireGuardLab, client: str, server: str) -> None:
             near.down()
             near.edit(Endpoint=at(lab.hosts["hub"].ipv6, PORT))
             near.up()
-            tunnel.answered("kiwi", far)
+            # Newer wireguard-go loses its first answers to a peer that was at IPv4 before.
+            tunnel.answered("kiwi", far, (5 if server == NEWEST else 1) * RETRY + LATE)
         outside = ip_address(shown_endpoint(tunnel.peer_of_server().endpoint)[0])
         expect(outside.version == outer, f"outside it is {outside}, not IPv{outer}")
         for inner in (4, 6):
@@ -188,7 +190,7 @@ def nat_that_forgets(lab: WireGuardLab, client: str, server: str) -> None:
         wait_until(lambda: time.monotonic() > quiet + 50, "50 s of quiet", 60)
     kept = [each for each in wire if str(each.target) == lab.hosts["hub"].ipv4]
     apart = [after.at - before.at for before, after in pairwise(kept)]
-    expect(len(kept) in (3, 4, 5), f"{len(kept)} datagrams of kiwi's in 50 s")
+    expect(3 <= len(kept) <= 8, f"{len(kept)} datagrams of kiwi's in 50 s")
     expect(max(apart) < 15 + LATE, f"{max(apart):.1f} s between two of kiwi's keepalives")
     tunnel.ping(tunnel.server, kiwi, 4)
     tunnel.silent(tunnel.server, pa.address())

@@ -12,6 +12,7 @@ from tests.netns import flows
 from tests.netns.lab import INET, PORT, Process
 from tests.scenes.ends import End, HubEnd, ShownPeer, at, conf_text, end, expect, peer_text
 from tests.scenes.hosts import WireGuardLab
+from tests.scenes.timers import RETRY
 from tests.scenes.wire import Datagram, datagrams
 
 ADDRESSES = {
@@ -65,8 +66,9 @@ class Tunnel:
             self.answered(client.host, self.server)
         return self
 
-    def answered(self, host: str, other: End, seconds: float = 10.0) -> float:
-        """Wait until the other end answers a ping of the host; the seconds it took."""
+    def answered(self, host: str, other: End, seconds: float = 3 * RETRY) -> float:
+        """Wait until the other end answers a ping of the host, by default for so long that two
+        handshakes may be lost; the seconds it took."""
         return self.lab.wait_answer(host, other.address(), seconds)
 
     def public_key(self, of: End) -> str:
