@@ -185,12 +185,8 @@ class QuickEnd(End):
         self._quick("up")
 
     def down(self) -> None:
-        running = self.pids()
         self._quick("down")
-        wait_until(
-            lambda: not any(Path(f"/proc/{pid}").exists() for pid in running),
-            f"{self} to end, whose interface wg-quick has deleted",
-        )
+        wait_until(lambda: not self.pids(), f"{self} to end, whose interface wg-quick has deleted")
 
     def pids(self) -> list[int]:
         name = Path(self.program).name
