@@ -129,6 +129,37 @@ class Attempts(Pair):
         assert timer is not None
         self.assertGreater(timer[0], self.simulation.now)
 
+    def test_an_old_cookie(self) -> None:
+        """A cookie is used for 120 s and then no more."""
+        self.second.core._admission.overloaded(self.simulation.now)
+        self.first.send(self.packet(0))
+        self.simulation.advance(100)
+        self.first.core.wireguard.connect(self.to_second, self.simulation.now)
+        self.first.drain()
+        self.simulation.advance(30)
+        self.first.core.wireguard.connect(self.to_second, self.simulation.now)
+        self.first.drain()
+        sent = [d.payload for d in self.simulation.network.captured if d.kind == 1]
+        self.assertEqual([m[-16:] != bytes(16) for m in sent], [False, True, True, False])
+
+    def test_late_on_the_keys_before(self) -> None:
+        """What was under way while keys were renewed is taken, and moves nothing."""
+        self.exchange()
+        self.simulation.network.passes.append(lambda datagram: False)
+        self.first.send(self.packet(9))
+        self.simulation.network.passes.clear()
+        held = self.simulation.network.captured[-1]
+        self.simulation.advance(REKEY_TIMEOUT)
+        self.first.core.wireguard.connect(self.to_second, self.simulation.now)
+        self.first.drain()
+        self.simulation.advance(2)
+        self.assertEqual(self.kinds().count(2), 2)
+        elsewhere = held._replace(source=self.simulation.new_endpoint())
+        self.simulation.network.inject(elsewhere, self.simulation.now)
+        self.simulation.advance(1)
+        self.assertEqual(self.second.received[-1], self.packet(9))
+        self.assertEqual(self.to_first.endpoint, self.first.endpoint)
+
 
 class LastMinute(Pair):
     """Keys that nobody has used for 165 s."""
@@ -141,6 +172,20 @@ class LastMinute(Pair):
         self.first.core.wireguard.connect(self.to_second, self.simulation.now)
         self.first.drain()
         self.simulation.advance(seconds)
+
+    def test_worn(self) -> None:
+        """Nor are keys used for more than 2^60 messages, in either direction, without new ones."""
+        self.unused(REKEY_TIMEOUT + 1)
+        session = self.to_second.current
+        assert session is not None
+        session.send_counter = 2**60 - 1
+        self.first.send(self.packet(0))
+        self.assertEqual(self.initiations(), [self.first.endpoint] * 2)
+        self.simulation.advance(REKEY_TIMEOUT + 1)
+        session = self.to_second.current
+        session.window.highest = 2**60
+        self.first.send(self.packet(1))
+        self.assertEqual(self.initiations(), [self.first.endpoint] * 3)
 
     def test_received(self) -> None:
         """What their initiator receives makes it renew them, at once and once."""
@@ -241,6 +286,27 @@ class Configuration(Pair):
         self.assertEqual(wireguard._pending, {})
         self.assertEqual(self.second.core.counters, {"wireguard_no_endpoint": 1})
         self.exchange()
+
+    def test_rebound_without_keys(self) -> None:
+        """A new port is no reason to ask a peer without keys, unless it wants to be kept alive."""
+        wireguard = self.first.core.wireguard
+        wireguard.rebound(self.simulation.now)
+        self.first.drain()
+        self.assertEqual(self.kinds(), [])
+        self.exchange()
+        wireguard.rebound(self.simulation.now + 500)  # the keys are too old, and still there
+        self.first.drain()
+        before = len(self.kinds())
+        self.simulation.advance(500)
+        wireguard.rebound(self.simulation.now)
+        self.first.drain()
+        self.assertNotIn(1, self.kinds(before))
+        wireguard.set_keepalive(self.to_second, 60, self.simulation.now)
+        self.to_second.persistent_due = float("inf")
+        before = len(self.kinds())
+        wireguard.rebound(self.simulation.now)
+        self.first.drain()
+        self.assertEqual(self.kinds(before), [1])
 
     def test_the_same_key(self) -> None:
         """The key that it has already disturbs nothing."""
