@@ -240,6 +240,7 @@ class Life:
         # What is under way may yet move a device's idea of where the hub is, as at any WireGuard:
         # if the hub has none of the device either, only who configures it knows better.
         self.simulation.advance(20)
+        self.look()
         self.configure()
         self.simulation.advance(1)
 
