@@ -139,14 +139,18 @@ class Admission:
             self.overloaded(now)
         source = source_of(address)
         loaded = self.under_load(now)
+        # Who guesses passwords must not lock out the stock peers behind the same NAT.
+        login = cookies is None
         cookies = cookies or self._cookies
         if cookies.mac2_valid(message, address, now):
             if loaded and not self._sources.take(source, now):
                 raise RemoteProtocolError("source_too_many")
-            if not self._proven.available(source, now):
+            if login and not self._proven.available(source, now):
                 raise RemoteProtocolError("source_failing")
             return None
-        if loaded or now < self._cookies_until or not self._claimed.available(source, now):
+        if loaded or (
+            login and (now < self._cookies_until or not self._claimed.available(source, now))
+        ):
             self.counters["cookie_demanded"] += 1
             return cookies.reply(message, receiver, address, now)
         return None

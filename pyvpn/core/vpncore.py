@@ -424,6 +424,8 @@ class VPNCore(ABC, Generic[P]):
             bursts.append(Burst(endpoint, buffers, len(plaintexts[0]) + OVERHEAD))
         else:
             bursts += [Burst(endpoint, *row) for row in session.seal_rows(plaintexts)]
+        if not bursts:
+            return bursts  # nothing fits, or is what a kernel makes: nothing was sent
         if not peer.native:
             # Nobody finds out the path MTU of a stock peer: what is large may be cut on its way.
             bursts = [

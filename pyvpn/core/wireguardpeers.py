@@ -458,7 +458,8 @@ class WireGuardPeers:
     def _send_message(self, peer: WireGuardPeer, message: bytes, endpoint: Endpoint) -> None:
         peer.sent_message = message
         peer.tx_bytes += len(message)
-        self._traversed(peer)
+        # It is a sign of life as good as a keepalive.
+        peer.keepalive.any_authenticated_packet_sent()
         self._core._outbox.append(Burst(endpoint, [message, b""], len(message)))
 
     def _session(self, index: int, keys: wireguard.SessionKeys, now: float) -> Session:
@@ -570,10 +571,6 @@ class WireGuardPeers:
         """Send the empty packet."""
         if peer.current is not None:
             self._core._send_control(peer, peer.current, b"", now)
-
-    def _traversed(self, peer: WireGuardPeer) -> None:
-        """A handshake message is no reason for a passive keepalive any more."""
-        peer.keepalive.any_authenticated_packet_sent()
 
     # -- timers -------------------------------------------------------------------------------
 

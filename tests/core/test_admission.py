@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.core import admission, server
 from pyvpn.core.admission import Admission, Debit, source_of
-from pyvpn.core.cookies import open_cookie_reply, with_macs
+from pyvpn.core.cookies import CookieChecker, open_cookie_reply, with_macs
 from pyvpn.errors import RemoteProtocolError
 from pyvpn.testing.simulation import Endpoint
 from tests.core.scene import USER, Scene
@@ -63,6 +63,21 @@ class Hub:
             return error.reason
         self.admission.guessed_wrong(debit, now)
         return "compared"
+
+
+class StockPeers(SynchronousTestCase):
+    def test_not_for_what_others_guess(self) -> None:
+        """Behind an address that guesses passwords WireGuard's handshakes go on; logins do not."""
+        hub = Hub()
+        stock = CookieChecker(bytes(32), lambda count: b"\5" * count)
+        cookie = hub.cookie(0.0, address())
+        for _ in range(40):
+            hub.fail(0.0, address())
+            hub.fail(0.0, address(), cookie)
+        self.assertEqual(hub.knock(0.0, address()), "cookie")
+        self.assertEqual(hub.knock(0.0, address(), cookie), "source_failing")
+        message = with_macs(bytes(116), bytes(32))
+        self.assertIsNone(hub.admission.arrived(message, 1, address(), 0.0, stock))
 
 
 class Load(SynchronousTestCase):
