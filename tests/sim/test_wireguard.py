@@ -5,7 +5,8 @@ The constants are retyped from the WireGuard paper (6.1) and docs/protocol.rst.
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+import struct
+from ipaddress import IPv4Address, ip_network
 from itertools import pairwise
 from typing import Any
 
@@ -30,6 +31,20 @@ REKEY_ATTEMPT_TIME = 90
 REKEY_TIMEOUT = 5
 KEEPALIVE_TIMEOUT = 10
 PSK = bytes(range(32))
+
+
+def super_packet(source: IPv4Address, target: IPv4Address) -> bytes:
+    """Five segments of TCP as a kernel with offloads hands them over."""
+    payload = bytes(5 * 1000)
+    packet = ip_packet(
+        source, target, struct.pack("!HHIIBBHHH", 1, 2, 3, 4, 80, 16, 9, 0, 0) + payload
+    )
+    packet = bytearray(packet)
+    packet[9] = 6
+    packet[10:12] = (0xFFFF - int.from_bytes(packet[:20], "big") % 0xFFFF).to_bytes(2, "big")
+    pseudo = int.from_bytes(packet[12:20], "big") + 6 + 20 + len(payload)
+    packet[36:38] = (pseudo % 0xFFFF).to_bytes(2, "big")
+    return struct.pack("=BBHHHH", 1, 1, 40, 1000, 20, 16) + bytes(packet)
 
 
 class Pair(SynchronousTestCase):
@@ -413,6 +428,17 @@ class AtTheHub(SynchronousTestCase):
         self.assertIs(wireguard.allow(other, network), self.peer)
         self.assertNotIn(network, wireguard.networks(self.peer))
         self.assertIsNone(wireguard.allow(other, network))
+
+    def test_from_one_to_another(self) -> None:
+        """Packets between two stock peers are not joined at the hub, those that end there are."""
+        tablet = self.simulation.add_stock_device(202)
+        self.simulation.acquaint(self.hub, tablet)
+        self.know_hub(tablet)
+        for target, frames in ((NETWORK4[1], 1), (tablet.inner[0], 5)):
+            before = len(self.hub.received)
+            self.phone.send_frames(super_packet(self.phone.inner[0], target))
+            self.simulation.advance(1)
+            self.assertEqual(len(self.hub.received) - before, frames)
 
     def test_removed(self) -> None:
         """A removed peer is a stranger at once."""
