@@ -14,6 +14,9 @@ from pyvpn.terminal import DASH, printable, table
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 _WALL_CLOCK: Final = 1e9  # a larger number of seconds is a date, not an age (Unix time since 2001)
 
+#: The last columns of a table of sessions.
+_COUNTS: Final = ("RECEIVED", "PACKETS", "SENT", "PACKETS", "HEARD")
+
 
 def duration(seconds: object) -> str:
     """Seconds as the two largest units, such as ``3 min 20 s``."""
@@ -119,7 +122,7 @@ def hub_lines(answer: Mapping[str, Any], now: float) -> list[str]:
     if sessions:
         heads = [
             *("USER", "DEVICE", "ADDRESSES", "ENDPOINT", "CIPHER", "PATH MTU", "SINCE"),
-            *("RECEIVED", "PACKETS", "SENT", "PACKETS", "HEARD"),
+            *_COUNTS,
         ]
         rows = [
             (
@@ -130,11 +133,7 @@ def hub_lines(answer: Mapping[str, Any], now: float) -> list[str]:
                 _short_cipher(session.get("cipher")),
                 _path_mtu(session),
                 duration(session.get("age")),
-                amount(session.get("rx_bytes")),
-                _packets(session.get("rx_packets")),
-                amount(session.get("tx_bytes")),
-                _packets(session.get("tx_packets")),
-                ago(session.get("last_seen"), now),
+                *_counts(session, now),
             )
             for session in sessions
         ]
@@ -151,7 +150,7 @@ def _peer_lines(peers: list[Mapping[str, Any]], now: float) -> list[str]:
     """A table of stock WireGuard peers."""
     heads = [
         *("WIREGUARD PEER", "ADDRESSES", "ENDPOINT", "HANDSHAKE"),
-        *("RECEIVED", "PACKETS", "SENT", "PACKETS", "HEARD"),
+        *_COUNTS,
     ]
     rows = [
         (
@@ -159,15 +158,22 @@ def _peer_lines(peers: list[Mapping[str, Any]], now: float) -> list[str]:
             _joined(peer.get("addresses")),
             peer.get("endpoint"),
             ago(peer.get("last_handshake"), now),
-            amount(peer.get("rx_bytes")),
-            _packets(peer.get("rx_packets")),
-            amount(peer.get("tx_bytes")),
-            _packets(peer.get("tx_packets")),
-            ago(peer.get("last_seen"), now),
+            *_counts(peer, now),
         )
         for peer in peers
     ]
     return table(heads, rows)
+
+
+def _counts(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
+    """What stands under :data:`_COUNTS`."""
+    return (
+        amount(row.get("rx_bytes")),
+        _packets(row.get("rx_packets")),
+        amount(row.get("tx_bytes")),
+        _packets(row.get("tx_packets")),
+        ago(row.get("last_seen"), now),
+    )
 
 
 def client_lines(profile: str, answer: Mapping[str, Any], now: float) -> list[str]:

@@ -263,9 +263,6 @@ class VPNClient(VPNCore[Peer]):
         if attempt is not None and now - attempt.last_sent >= REKEY_TIMEOUT:
             attempt.due = now
 
-    def _jitter(self, most: float) -> float:
-        return most * int.from_bytes(self._random_bytes(2), "little") / 65536
-
     def _send_initiation(self, endpoint: Endpoint, now: float) -> None:
         """Send a fresh 0x50: new ephemeral key, new index, later stamp."""
         if self._static is None:

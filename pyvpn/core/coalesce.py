@@ -112,15 +112,9 @@ def leave_all(plaintexts: list[bytes]) -> tuple[list[Run], list[bytes]]:
     return runs, others
 
 
-def destination(packet: bytes) -> bytes:
-    """Return where a plaintext goes, 4 or 16 bytes, if it is an IP packet."""
-    return packet[16:20] if packet[:1] < b"\x50" else packet[24:40]
-
-
 def source(run: Run) -> bytes:
     """Return the address that all packets of a run of this module are from, 4 or 16 bytes."""
-    packet = run.frame[1]
-    return bytes(packet[12:16] if packet[0] < 0x50 else packet[8:24])
+    return ippacket.source(bytes(run.frame[1][:_HEADER6]))
 
 
 def _take_alone(packet: bytes, runs: list[Run], others: list[bytes]) -> None:

@@ -597,6 +597,10 @@ class VPNCore(ABC, Generic[P]):
             if index not in self._sessions:
                 return index
 
+    def _jitter(self, most: float) -> float:
+        """Return so many seconds at most, by chance."""
+        return most * int.from_bytes(self._random_bytes(2), "little") / 65536
+
     def _forget(self, peer: P, session: Session | None) -> None:
         """Drop one session's keys and its index."""
         if session is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from pyvpn.core import coalesce, tai64n, wireguard
+from pyvpn.core import coalesce, ippacket, tai64n, wireguard
 from pyvpn.core.admission import Admission
 from pyvpn.core.burst import Buffer, Burst, Endpoint
 from pyvpn.core.cookies import COOKIE_LIFETIME, CookieChecker, mac1_valid, open_cookie_reply
@@ -437,8 +437,7 @@ class WireGuardPeers:
             return
         self._pending[peer.pending.index] = peer
         peer.initiation_sent = now
-        jitter = REKEY_JITTER * int.from_bytes(self._core._random_bytes(2), "little") / 65536
-        peer.attempt_due = now + REKEY_TIMEOUT + jitter
+        peer.attempt_due = now + REKEY_TIMEOUT + self._core._jitter(REKEY_JITTER)
         self._send_message(peer, peer.pending.message, peer.endpoint)
         self._arm(peer)
 
@@ -528,7 +527,8 @@ class WireGuardPeers:
         lookup = self._core._allowed.lookup
         # A stock peer would need them cut again, with new sums: joined, what goes from one to
         # another costs the hub a fifth more (12.2 s a GiB to 9.95). The first tells for all.
-        target = lookup(coalesce.destination(plaintexts[0]))
+        first = plaintexts[0]
+        target = lookup(ippacket.destination(first)) if first else None
         passing = isinstance(target, WireGuardPeer) and target is not peer
         runs, others = (coalesce.leave_all if passing else coalesce.join_all)(plaintexts)
         for run in runs:
