@@ -15,24 +15,9 @@ from itertools import groupby
 from pyvpn.linux.journal import Journal, JournalError, JournalInUse, Record
 from pyvpn.linux.ledger import Ledger, sysctl_path
 from pyvpn.linux.steps import LinkInfo, LinkStep, Step, SuperPackets, Sysctl, steps_to_drop
-from pyvpn.linux.system import Completed, System, claim_pid
+from pyvpn.linux.system import ChangeFailed, Completed, System, claim_pid
 
 _FAILED_LINE = re.compile(r"^Command failed -:(\d+)$", re.MULTILINE)
-
-
-class ChangeFailed(Exception):
-    """A command or a write failed.
-
-    :ivar argv: the command, or ``sysctl KEY=VALUE``.
-    :ivar code: its exit status, or the errno of the write.
-    :ivar stderr: what it said.
-    """
-
-    def __init__(self, argv: Sequence[str], code: int, stderr: str) -> None:
-        super().__init__(f"{' '.join(argv)}: {stderr}")
-        self.argv = list(argv)
-        self.code = code
-        self.stderr = stderr
 
 
 class AppliedState:

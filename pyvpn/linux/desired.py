@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import field, frozen
+from attrs import asdict, field, frozen
+
+from pyvpn.linux.firewall import Firewall, KillSwitch
+from pyvpn.linux.nameservers import NameServers
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @frozen
@@ -37,9 +44,30 @@ class Link:
 
 @frozen
 class Route:
-    """``destination`` (a network, ``10.20.0.0/16``) is reached through interface ``device``."""
+    """``destination`` (a network, ``10.20.0.0/16``) is reached through interface ``device``.
+
+    :ivar table: the routing table (:data:`pyvpn.linux.firewall.TABLES`), None for the main one.
+    :ivar kind: ``unicast``; or, in a table of ours alone, ``throw``: the tables after this one
+        decide, and ``unreachable``: nothing gets there. For these two ``device`` is the TUN that
+        the table belongs to.
+    """
 
     destination: str
+    device: str
+    table: int | None = None
+    kind: Literal["unicast", "throw", "unreachable"] = "unicast"
+
+
+@frozen
+class Rule:
+    """What does not carry :data:`pyvpn.linux.firewall.MARK` is routed by ``table`` before others.
+
+    :ivar family: 4 or 6.
+    :ivar device: the TUN that the table belongs to.
+    """
+
+    family: Literal[4, 6]
+    table: int
     device: str
 
 
@@ -49,46 +77,32 @@ class SystemState:
 
     :ivar sysctls: key → value; a key is a path below /proc/sys, with slashes because interface
         names may hold dots: ``net/ipv4/ip_forward``. They are written in this order.
+    :ivar firewall: our table of nftables.
+    :ivar kill_switch: set or replaced if it is here. It does not go away with the rest.
     """
 
     links: tuple[Link, ...] = ()
     routes: tuple[Route, ...] = ()
     sysctls: Mapping[str, str] = field(factory=dict)
+    rules: tuple[Rule, ...] = ()
+    firewall: Firewall | None = None
+    kill_switch: KillSwitch | None = None
+    name_servers: NameServers | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The form that the privileged child reads: dicts, lists, strings and numbers."""
+        firewall = self.firewall
         return {
-            "links": [
-                {
-                    "name": link.name,
-                    "mtu": link.mtu,
-                    "addresses": [
-                        {"interface": address.interface, "peer": address.peer}
-                        for address in link.addresses
-                    ],
-                    "gso_max_size": link.gso_max_size,
-                }
-                for link in self.links
-            ],
-            "routes": [
-                {"destination": route.destination, "device": route.device} for route in self.routes
-            ],
+            "links": [asdict(link) for link in self.links],
+            "routes": [asdict(route) for route in self.routes],
             "sysctls": dict(self.sysctls),
+            "rules": [asdict(rule) for rule in self.rules],
+            "firewall": None if firewall is None else {"kind": firewall.kind, **values(firewall)},
+            "kill_switch": None if self.kill_switch is None else values(self.kill_switch),
+            "name_servers": None if self.name_servers is None else values(self.name_servers),
         }
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SystemState:
-        """The reverse of :meth:`to_json`; shapes only, the child checks every value."""
-        return cls(
-            links=tuple(
-                Link(
-                    entry["name"],
-                    entry["mtu"],
-                    tuple(Address(one["interface"], one["peer"]) for one in entry["addresses"]),
-                    entry["gso_max_size"],
-                )
-                for entry in data["links"]
-            ),
-            routes=tuple(Route(one["destination"], one["device"]) for one in data["routes"]),
-            sysctls=dict(data["sysctls"]),
-        )
+
+def values(value: DataclassInstance) -> dict[str, Any]:
+    """A value of the child's modules as JSON takes it."""
+    return dataclasses.asdict(value)

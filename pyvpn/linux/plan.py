@@ -37,6 +37,9 @@ _SYSCTLS = (
 """Which keys may be set, and to what: forwarding and what goes with it."""
 
 
+_LATER = ("rules", "firewall", "kill_switch", "name_servers")
+
+
 class Refused(Exception):
     """The state holds something that the child does not do; the text says what."""
 
@@ -55,7 +58,10 @@ def plan(state: object, system: System) -> tuple[list[Step], list[str]]:
     :returns: the steps, and notes for people about what is left out because IPv6 is off.
     :raises Refused: a field is missing, malformed or not allowed.
     """
-    whole = _fields(state, "the state", "links", "routes", "sysctls")
+    whole = _fields(state, "the state", "links", "routes", "sysctls", *_LATER)
+    for name in _LATER:
+        if whole[name]:
+            raise Refused(f"{name} cannot be set yet")
     steps: list[Step] = []
     notes: list[str] = []
     wishes: list[SuperPackets] = []
@@ -143,7 +149,7 @@ def _address(device: str, value: object) -> AddressOn:
 
 
 def _route(value: object, devices: Mapping[str, bool]) -> RouteVia:
-    fields = _fields(value, "a route", "destination", "device")
+    fields = _fields(value, "a route", "destination", "device", "table", "kind")
     device = _name(fields["device"])
     if device not in devices:
         raise Refused(f"a route names {device}, which is no link of this state")

@@ -26,11 +26,11 @@ if __name__ == "__main__":
     # our own package is found last, after the whole standard library.
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from pyvpn.linux.applied import AppliedState, ChangeFailed, take_journal
+from pyvpn.linux.applied import AppliedState, take_journal
 from pyvpn.linux.journal import JournalError
 from pyvpn.linux.ledger import LEDGER_DIRECTORY
 from pyvpn.linux.plan import Refused, plan
-from pyvpn.linux.system import LinuxSystem, System
+from pyvpn.linux.system import ChangeFailed, LinuxSystem, System
 
 MAX_LINE = 1 << 20
 """Bytes of one request: bounds the memory of a root process."""

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from pyvpn.errors import CommandFailed, StartError
 from pyvpn.linux import privileged
-from pyvpn.linux.applied import ChangeFailed, repair_journal
+from pyvpn.linux.applied import repair_journal
 from pyvpn.linux.desired import SystemState
 from pyvpn.linux.journal import JournalError, JournalInUse
 from pyvpn.linux.ledger import LEDGER_DIRECTORY
-from pyvpn.linux.system import LinuxSystem, System
+from pyvpn.linux.system import ChangeFailed, LinuxSystem, System
 
 ANSWER_TIMEOUT = 10.0
 """Seconds to wait for one answer, and for the undo at the end; normal is a few milliseconds."""

@@ -30,6 +30,21 @@ class Completed(NamedTuple):
     stderr: str
 
 
+class ChangeFailed(Exception):
+    """A command or a write failed.
+
+    :ivar argv: the command, or ``sysctl KEY=VALUE``.
+    :ivar code: its exit status, or the errno of the write.
+    :ivar stderr: what it said.
+    """
+
+    def __init__(self, argv: Sequence[str], code: int, stderr: str) -> None:
+        super().__init__(f"{' '.join(argv)}: {stderr}")
+        self.argv = list(argv)
+        self.code = code
+        self.stderr = stderr
+
+
 class System(Protocol):
     """What the child's logic needs; :class:`LinuxSystem`, or the fake of pyvpn.testing.linux."""
 

@@ -10,11 +10,11 @@ from typing import Any
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn.linux.applied import ChangeFailed, repair_journal, take_journal
+from pyvpn.linux.applied import repair_journal, take_journal
 from pyvpn.linux.desired import Address, Link, Route, SystemState
 from pyvpn.linux.journal import JournalError
 from pyvpn.linux.ledger import PROC_SYS
-from pyvpn.linux.system import Completed, System
+from pyvpn.linux.system import ChangeFailed, Completed, System
 from pyvpn.testing.linux import render
 from tests.linux.worlds import (
     As,
