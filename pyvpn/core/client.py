@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from attrs import define, frozen
 
@@ -145,6 +145,9 @@ class VPNClient(VPNCore[Peer]):
         self._silent_since: float | None = None
         self._retry_due = NEVER
         self._rekeyed_on_receive = False
+        #: Networks that lie behind the hub: those of our addresses, and what the owner has set.
+        self._own: tuple[IPv4Network | IPv6Network, ...] = ()
+        self._routes: tuple[IPv4Network | IPv6Network, ...] = ()
         # One session's worth:
         self._config = control.ConfigAssembler()
         self._revision: int | None = None
@@ -205,13 +208,29 @@ class VPNClient(VPNCore[Peer]):
         else:
             self.counters["server_unresolved"] += 1
 
-    def config_applied(self, revision: int, now: float) -> None:
-        """Answer :class:`Configured`: what the hub has kept for us may come now."""
+    def set_routes(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
+        """Send packets for these networks to the hub, too, and take what comes from there.
+
+        The networks of our own addresses need not be named.
+        """
+        self._routes = tuple(networks)
+        self._route()
+
+    def _route(self) -> None:
+        self._allowed.remove_peer(self.hub)
+        for network in (*self._own, *self._routes):
+            self._allowed.insert(network, self.hub)
+
+    def config_applied(self, revision: int, now: float, status: int = 0) -> None:
+        """Answer :class:`Configured`: what the hub has kept for us may come now.
+
+        :param status: not 0 if it could not be applied, and all is as it was before.
+        """
         session = self.hub.current
         if session is not None and revision == self._revision and self._acknowledged is None:
-            self._acknowledged = control.ConfigAck(revision, 0)
+            self._acknowledged = control.ConfigAck(revision, status)
             self._send_control(self.hub, session, self._acknowledged.pack(), now)
-            self._applied = True
+            self._applied = self._applied or not status
             if self._on_poll:
                 self._poll(now)
 
@@ -404,9 +423,8 @@ class VPNClient(VPNCore[Peer]):
             raise RemoteProtocolError("config_invalid")
         self._hello_due = NEVER
         self._revision, self._acknowledged = part.revision, None
-        self._allowed.remove_peer(self.hub)
-        for interface in config.addresses:
-            self._allowed.insert(interface.network, self.hub)
+        self._own = tuple(interface.network for interface in config.addresses)
+        self._route()
         self._move(Input.CONFIGURED)
         self._events.append(Configured(config, part.revision))
         self._send_staged(self.hub, now)

@@ -73,6 +73,22 @@ class Config:
     token: bytes | None = None
 
 
+@frozen
+class Pushed:
+    """What a hub tells all of its clients, beside the addresses of each.
+
+    :ivar routes: networks that are reached through it; 0.0.0.0/0 and ::/0 offer the internet.
+    :ivar excluded: networks that are not, within wider ones that are.
+    :ivar dns: name servers.
+    :ivar search: domains to complete short names with.
+    """
+
+    routes: tuple[Network, ...] = ()
+    excluded: tuple[Network, ...] = ()
+    dns: tuple[Address, ...] = ()
+    search: tuple[str, ...] = ()
+
+
 def pack_config(config: Config) -> list[bytes]:
     """``config`` as the items of each part, at least one part.
 

@@ -19,6 +19,7 @@ from attrs import define, field, frozen
 
 from pyvpn.core.configtlv import CONFIG_INVALID, MAX_PART_BYTES, pack_config, parse_config
 from pyvpn.core.configtlv import Config as Config
+from pyvpn.core.configtlv import Pushed as Pushed
 from pyvpn.errors import LocalProtocolError, RemoteProtocolError
 
 MALFORMED: Final = "control_malformed"

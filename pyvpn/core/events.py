@@ -63,6 +63,18 @@ class LeaseLost:
     device: bytes
 
 
+@frozen
+class ConfigRefused:
+    """A client could not apply what the hub has told it; ``status`` is the client's word for why.
+
+    Its addresses and routes are what they were before.
+    """
+
+    user: str
+    device: bytes
+    status: int
+
+
 # -- of stock WireGuard peers ----------------------------------------------------------------------
 
 

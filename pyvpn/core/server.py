@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import (
     IPv4Interface,
     IPv4Network,
@@ -16,6 +16,7 @@ from pyvpn.core import control, ippacket, segments, tai64n
 from pyvpn.core.admission import UNDECIDED_BOUND, Admission, Debit
 from pyvpn.core.burst import Burst, Endpoint
 from pyvpn.core.events import (
+    ConfigRefused,
     LeaseLost,
     LeaseRequested,
     LoginRequested,
@@ -94,6 +95,10 @@ class VPNServer(WireGuardCore):
         self._relaying = relay
         self._relayed: dict[ServerPeer, list[bytes]] = {}
         self._hellos: dict[int, tuple[ServerPeer, Session]] = {}
+        self._pushed = control.Pushed()
+        self._subnets: dict[tuple[str, bytes | None], tuple[IPv4Network | IPv6Network, ...]] = {}
+        #: The device of each user that said HELLO last.
+        self._last_device: dict[str, bytes] = {}
         self._last_id = 0
 
     # -- what the owner tells -----------------------------------------------------------------
@@ -131,6 +136,34 @@ class VPNServer(WireGuardCore):
             self._allowed.remove_peer(peer)
             peer.lease = None
             self._end(peer, "forgotten")
+
+    def set_pushed(self, pushed: control.Pushed, now: float) -> None:
+        """Tell clients this from now on, those that are connected at once.
+
+        :raises LocalProtocolError: more than a CONFIG frame holds; nothing has changed.
+        """
+        control.config_parts(0, self._config_of((), pushed.routes, pushed))
+        if pushed != self._pushed:
+            self._pushed = pushed
+            self._configure_all(now)
+
+    def set_subnets(
+        self,
+        subnets: Mapping[tuple[str, bytes | None], tuple[IPv4Network | IPv6Network, ...]],
+        now: float,
+    ) -> None:
+        """Route networks to devices, and take packets from there.
+
+        :param subnets: (user, device id) → what is behind that device; with None for the device
+            it is the one of the user that said HELLO last.
+        """
+        if subnets == self._subnets:
+            return
+        self._subnets = dict(subnets)
+        for peer in self._peers.values():
+            if peer.lease is not None:
+                self._route(peer, peer.lease)
+        self._configure_all(now)
 
     def login_decided(self, id: int, granted: bool, now: float) -> None:
         """Answer :class:`LoginRequested`; a refused login gets silence."""
@@ -186,12 +219,9 @@ class VPNServer(WireGuardCore):
             self._send_control(peer, session, control.Bye(decision, "").pack(), now)
             self._end(peer, decision.name.lower())
             return
+        self._last_device[peer.user] = peer.device
         self._grant(peer, decision)
-        config = control.Config(addresses=tuple(self._interfaces(decision)), mtu=self.inner_mtu)
-        peer.config_revision += 1
-        peer.config_frames = control.config_parts(peer.config_revision, config)
-        peer.config_tries = 0
-        self._send_config(peer, now)
+        self._configure(peer, decision, now)
 
     def stop(self, reason: control.ByeReason, now: float) -> None:
         """Say BYE on every session."""
@@ -348,8 +378,11 @@ class VPNServer(WireGuardCore):
         elif isinstance(frame, control.Hello):
             self._hello_received(peer, session, frame, now)
         elif isinstance(frame, control.ConfigAck):
-            if frame.revision == peer.config_revision:
+            if frame.revision == peer.config_revision and peer.config_frames:
                 peer.config_due = NEVER
+                peer.config_frames = []
+                if frame.status:
+                    self._events.append(ConfigRefused(peer.user, peer.device, frame.status))
                 self._release(peer, now)
         elif isinstance(frame, control.Bye):
             if session is peer.current:
@@ -378,6 +411,10 @@ class VPNServer(WireGuardCore):
             else:
                 self._timers.arm(peer, peer.polls.hold(poll, endpoint, now))
         self._reply(peer, session, poll, endpoint, now)
+        if peer.config_frames and peer.config_due == NEVER:
+            # It was out of reach when there was news, and is not any more.
+            peer.config_tries = 0
+            self._send_config(peer, now)
         if poll.seq > 1 and peer.lease is None:
             # The client believes that it has its addresses, but this hub has lost the lease (it
             # died before the write): the client is told anew, as if it had said hello.
@@ -479,6 +516,37 @@ class VPNServer(WireGuardCore):
             )
         )
 
+    def _configure_all(self, now: float) -> None:
+        for peer in self._peers.values():
+            # Whoever has not said HELLO yet is told then.
+            if peer.current is not None and peer.lease is not None and peer.config_revision:
+                self._configure(peer, peer.lease, now)
+
+    def _configure(self, peer: ServerPeer, lease: Lease, now: float) -> None:
+        """Tell a client its addresses and all the rest, until it says that it has it."""
+        own = self._subnets_of(peer)
+        routes = tuple(route for route in self._pushed.routes if route not in own)
+        config = self._config_of(tuple(self._interfaces(lease)), routes, self._pushed)
+        peer.config_revision += 1
+        peer.config_frames = control.config_parts(peer.config_revision, config)
+        peer.config_tries = 0
+        self._send_config(peer, now)
+
+    def _config_of(
+        self,
+        addresses: tuple[IPv4Interface | IPv6Interface, ...],
+        routes: tuple[IPv4Network | IPv6Network, ...],
+        pushed: control.Pushed,
+    ) -> control.Config:
+        return control.Config(
+            addresses=addresses,
+            routes=routes,
+            excluded=pushed.excluded,
+            dns=pushed.dns,
+            search=pushed.search,
+            mtu=self.inner_mtu,
+        )
+
     def _send_config(self, peer: ServerPeer, now: float) -> None:
         session = peer.current
         if session is None or peer.config_tries >= CONFIG_TRIES:
@@ -494,17 +562,33 @@ class VPNServer(WireGuardCore):
 
     def _grant(self, peer: ServerPeer, lease: Lease) -> None:
         """Route a lease's addresses to a peer; whoever had them has them no more."""
-        self._allowed.remove_peer(peer)
         for address in self._packed(lease):
             other = self._allowed.lookup(address)
-            if isinstance(other, ServerPeer):
+            # A network behind another device may hold the address, which is no claim to it.
+            if isinstance(other, ServerPeer) and other is not peer and self._leased(other, address):
                 self._allowed.remove_peer(other)
                 other.lease = None
                 self._events.append(LeaseLost(other.user, other.device))
+        self._route(peer, lease)
+        peer.lease = lease
+
+    def _route(self, peer: ServerPeer, lease: Lease) -> None:
+        """Take from a peer, and bring to it, what its lease and the networks behind it say."""
+        self._allowed.remove_peer(peer)
         self._allowed.insert(IPv4Network(lease.ipv4), peer)
         if lease.ipv6 is not None:
             self._allowed.insert(IPv6Network(lease.ipv6), peer)
-        peer.lease = lease
+        for network in self._subnets_of(peer):
+            self._allowed.insert(network, peer)
+
+    def _subnets_of(self, peer: ServerPeer) -> tuple[IPv4Network | IPv6Network, ...]:
+        own = self._subnets.get((peer.user, peer.device), ())
+        if self._last_device.get(peer.user) == peer.device:
+            own += self._subnets.get((peer.user, None), ())
+        return own
+
+    def _leased(self, peer: ServerPeer, address: bytes) -> bool:
+        return peer.lease is not None and address in self._packed(peer.lease)
 
     @staticmethod
     def _packed(lease: Lease) -> list[bytes]:
@@ -546,6 +630,7 @@ class VPNServer(WireGuardCore):
         self._forget(peer, peer.previous)
         self._forget(peer, peer.current)
         peer.config_due = peer.hold_due = NEVER
+        peer.config_frames = []
         peer.mtu.stop()
         peer.keepalive.any_authenticated_packet_sent()
         if connected:
