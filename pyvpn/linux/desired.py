@@ -90,7 +90,7 @@ class SystemState:
     name_servers: NameServers | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The form that the privileged child reads: dicts, lists, strings and numbers."""
+        """The form that goes to the privileged child, for ``json.dumps``."""
         firewall = self.firewall
         return {
             "links": [asdict(link) for link in self.links],

@@ -16,13 +16,26 @@ from pyvpn.linux.plan import Refused, plan
 from pyvpn.linux.privileged import answer
 from pyvpn.linux.steps import step_from_json, step_to_json
 from pyvpn.testing.linux import FakeLinux
-from tests.linux.worlds import own_directory
+from tests.linux.worlds import over_the_socket, own_directory
+
+NOTHING: dict[str, Any] = {
+    "links": [],
+    "routes": [],
+    "sysctls": {},
+    "rules": [],
+    "firewall": None,
+    "kill_switch": None,
+    "name_servers": None,
+}
+"""The empty state, retyped."""
+
+FIELDS = "links, routes, sysctls, rules, firewall, kill_switch, name_servers"
 
 
 def one_link(**changed: Any) -> dict[str, Any]:
     """A valid state of one link, with some of the link's fields changed."""
     link = {"name": "leamit0", "mtu": 1416, "addresses": [], "gso_max_size": None, **changed}
-    return {"links": [link], "routes": [], "sysctls": {}}
+    return {**NOTHING, "links": [link]}
 
 
 def address(interface: object, peer: object = None) -> dict[str, Any]:
@@ -32,18 +45,19 @@ def address(interface: object, peer: object = None) -> dict[str, Any]:
 
 def route(destination: object, device: object = "leamit0") -> dict[str, Any]:
     """A state with that route."""
-    return {**one_link(), "routes": [{"destination": destination, "device": device}]}
+    fields = {"destination": destination, "device": device, "table": None, "kind": "unicast"}
+    return {**one_link(), "routes": [fields]}
 
 
 def sysctl(key: str, value: object) -> dict[str, Any]:
     """A state of that sysctl alone."""
-    return {"links": [], "routes": [], "sysctls": {key: value}}
+    return {**NOTHING, "sysctls": {key: value}}
 
 
 REFUSED: list[tuple[object, str]] = [
-    (None, "the state must have the fields links, routes, sysctls"),
-    ({}, "the state must have the fields links, routes, sysctls"),
-    ({**one_link(), "more": 1}, "the state must have the fields links, routes, sysctls"),
+    (None, f"the state must have the fields {FIELDS}"),
+    ({}, f"the state must have the fields {FIELDS}"),
+    ({**one_link(), "more": 1}, f"the state must have the fields {FIELDS}"),
     ({**one_link(), "links": {}}, "links must be a list of at most 4096 entries"),
     ({**one_link(), "routes": [{}] * 5000}, "routes must be a list of at most 4096 entries"),
     (one_link(more=1), "a link must have the fields name, mtu, addresses, gso_max_size"),
@@ -147,19 +161,30 @@ class Plan(SynchronousTestCase):
             (Route("10.20.0.0/16", "leamit0"),),
             {"net/ipv4/ip_forward": "1"},
         )
-        steps, _ = plan(state.to_json(), FakeLinux())
+        steps, _ = plan(over_the_socket(state), FakeLinux())
         self.assertEqual(steps[-1].kind, "sysctl")
         self.assertEqual([step.kind for step in steps].count("sysctl"), 1)
 
-    def test_round_trip(self) -> None:
-        """A state comes back from its JSON form unchanged."""
+    def test_json_form(self) -> None:
+        """A state's JSON form names all of its fields, and the empty state has the shape above."""
         state = SystemState(
             (Link("leamit0", 1416, (Address("10.10.0.2/24", "10.10.0.1"), Address("fd00::2/64"))),),
             (Route("10.20.0.0/16", "leamit0"),),
             {"net/ipv4/ip_forward": "1"},
         )
-        self.assertEqual(SystemState.from_json(state.to_json()), state)
-        self.assertEqual(SystemState.from_json(SystemState().to_json()), SystemState())
+        addresses = [
+            {"interface": "10.10.0.2/24", "peer": "10.10.0.1"},
+            {"interface": "fd00::2/64", "peer": None},
+        ]
+        self.assertEqual(
+            over_the_socket(state),
+            {
+                **one_link(addresses=addresses),
+                "routes": route("10.20.0.0/16")["routes"],
+                "sysctls": {"net/ipv4/ip_forward": "1"},
+            },
+        )
+        self.assertEqual(over_the_socket(SystemState()), NOTHING)
 
 
 class Requests(SynchronousTestCase):

@@ -29,13 +29,13 @@ HUB = SystemState(
 
 SERVICE = """
 import sys
-from pyvpn.linux.desired import SystemState
+from pyvpn.linux.desired import Address, Link, SystemState
 from pyvpn.linux.privsep import PrivilegedChild
 from pyvpn.linux.tun import open_tun
 tun = open_tun("leamit0")
 child = PrivilegedChild(sys.argv[1], sys.argv[2])
 child.start()
-child.apply(SystemState.from_json({state!r}))
+child.apply({state!r})
 print(child.pid, flush=True)
 sys.stdin.read()
 """
@@ -85,7 +85,7 @@ class RealChild(SynchronousTestCase):
 
     def start_service(self) -> tuple[subprocess.Popen[str], int]:
         """A service process with its child; the child's pid."""
-        script = SERVICE.format(state=HUB.to_json())
+        script = SERVICE.format(state=HUB)
         with self.world.namespace.inside():
             service = subprocess.Popen(
                 [sys.executable, "-c", script, self.journal, self.ledger],

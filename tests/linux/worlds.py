@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -172,8 +173,13 @@ class Child:
 
     def apply(self, state: SystemState) -> list[str]:
         """As the child does it: check, plan, apply; what it did, and its notes."""
-        steps, notes = plan(state.to_json(), self.system)
+        steps, notes = plan(over_the_socket(state), self.system)
         return [*self.applied.apply(steps), *notes]
+
+
+def over_the_socket(state: SystemState) -> Any:
+    """A state as the child reads it."""
+    return json.loads(json.dumps(state.to_json()))
 
 
 def own_directory(test: Any) -> str:
