@@ -13,7 +13,8 @@
       inet: a router with .1 and ::1 of each net; it knows those three nets and nothing else
 
 Everything a lab makes carries this process's pid in its name, is registered for removal before it
-is made, and lives in the lab's own namespaces and temporary directory. Needs root, ``ip``, ``nft``;
+is made, and lives in the lab's own namespaces and temporary directory; a resolv.conf for each host
+in /etc/netns. Needs root, ``ip``, ``nft``;
 Linux only. The demo, the tests and the benchmarks share it. All waiting is on a condition, with a
 bound; :class:`LabError` says in one line what did not come about, and shows the logs' ends.
 """
@@ -41,7 +42,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from unittest import SkipTest, TestCase
 
-from tests.netns.namespaces import ip, named, remove_namespace, why_not
+from tests.netns.namespaces import ip, named, own_etc, remove_namespace, why_not
 from tests.netns.processes import LabError, Process, WaitedTooLong, search_path, wait_until
 
 __all__ = [
@@ -509,6 +510,10 @@ class Lab:
         self._ip("-n", namespace, "link", "set", "lo", "up")
         # An IPv6 address that is probed for duplicates cannot be used for its first second.
         self._inside(name, ["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"])
+        # A client changes it. Where it points nobody listens, and says so at once.
+        host = self.hosts.get(name)
+        server = f"nameserver {host.gateway4}\n" if host else ""
+        own_etc(namespace, {"resolv.conf": server})
 
     def _cable(self, host: Host, index: int) -> None:
         """Join a host to the internet: both ends are made in their namespaces, never outside.

@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.netns.processes import LabError, WaitedTooLong, search_path, wait_until
 
 NAMED_NAMESPACES = Path("/run/netns")
+#: What lies in NAME there is seen as /etc/... by what 'ip netns exec NAME' runs.
+ETC_OF_NAMESPACES = Path("/etc/netns")
 
 
 def ip(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -76,6 +78,25 @@ def remove_namespace(namespace: str) -> None:
             wait_until(lambda: not pids(namespace), "an empty namespace", 5)
             break
     ip("netns", "del", namespace, check=False)
+    shutil.rmtree(ETC_OF_NAMESPACES / namespace, ignore_errors=True)
+    with contextlib.suppress(OSError):  # somebody else's is there too
+        ETC_OF_NAMESPACES.rmdir()
+
+
+def own_etc(namespace: str, files: Mapping[str, str]) -> None:
+    """Give a namespace files of its own over those of /etc; :func:`remove_namespace` removes
+    them."""
+    place = ETC_OF_NAMESPACES / namespace
+
+    def made() -> bool:
+        # Another laboratory may remove the empty directory above at any moment.
+        with contextlib.suppress(FileNotFoundError):
+            place.mkdir(parents=True, exist_ok=True)
+        return place.is_dir()
+
+    wait_until(made, f"the directory {place}", 5)
+    for name, text in files.items():
+        (place / name).write_text(text)
 
 
 def pids(namespace: str) -> list[int]:

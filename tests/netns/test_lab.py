@@ -43,6 +43,18 @@ class LabTests(SynchronousTestCase):
                 answer = self.lab.ping(host.name, other.inner4)
                 self.assertNotEqual(answer.returncode, 0, f"{host.name} {other.inner4} {answer}")
 
+    def test_own_resolv_conf(self) -> None:
+        """Every host has a /etc/resolv.conf of its own, which keeps what is written to it, and
+        neither the other hosts nor this machine see that."""
+        before = Path("/etc/resolv.conf").read_text()
+        kiwi, pa = self.lab.hosts["kiwi"], self.lab.hosts["pa"]
+        show = ["cat", "/etc/resolv.conf"]
+        self.assertEqual(self.lab.run("kiwi", show).stdout, f"nameserver {kiwi.gateway4}\n")
+        self.lab.run("kiwi", ["sh", "-c", "echo changed >/etc/resolv.conf"], check=True)
+        self.assertEqual(self.lab.run("kiwi", show).stdout, "changed\n")
+        self.assertEqual(self.lab.run("pa", show).stdout, f"nameserver {pa.gateway4}\n")
+        self.assertEqual(Path("/etc/resolv.conf").read_text(), before)
+
     def test_counters(self) -> None:
         """What the hub sends is counted per host and in both families, and what others send each
         other is not; this is the counter of the tests that the hub was silent."""
