@@ -53,9 +53,25 @@ class Options(ServiceOptions):
         ["cipher", None, None, "auto, aes-256-gcm or chacha20-poly1305 [default: auto]"],
         ["deliver", None, None, "push or poll: when the hub sends what is for us [default: push]"],
         ["poll-interval", None, None, "seconds between polls [default: 25 with push, 1 with poll]"],
+        [
+            "lan-access",
+            None,
+            None,
+            "with all traffic: yes or no [default: yes; no with the switch]",
+        ],
+        ["include", None, None, "networks that go through the VPN too, with commas"],
+        ["exclude", None, None, "networks that never do, with commas"],
+        ["share", None, None, "networks behind this machine that the VPN may reach, with commas"],
         ["wireguard", None, None, "FILE.conf: join a WireGuard server as this wg-quick file says"],
         ["state-dir", None, None, "device id and logs [default: /var/lib/pyvpn]"],
         ["run-dir", None, None, "pid file, control socket [default: /run/pyvpn]"],
+    ]
+
+    optFlags = [
+        ["all-traffic", None, "send all traffic through the hub, not that of the VPN alone"],
+        ["kill-switch", None, "nothing leaves but through the VPN, until 'pyvpn down'"],
+        ["no-routes", None, "take no routes from the hub"],
+        ["no-dns", None, "leave this machine's name servers alone"],
     ]
 
     #: With the password, or else with the file.

@@ -27,6 +27,7 @@ from pyvpn.values import (
     Address,
     Cipher,
     Deliver,
+    Network,
     address,
     cipher,
     deliver,
@@ -39,12 +40,14 @@ from pyvpn.values import (
     local_port,
     mtu,
     netmask,
+    networks,
     port,
     profile_name,
     subnet4,
     subnet6,
     switch,
     tun_name,
+    yes_no,
 )
 
 __all__ = [  # the parsers of single values belong to this module's face too
@@ -346,6 +349,14 @@ _CLIENT_SETTINGS: Final[Mapping[str, _Key]] = {
     "poll_interval": _Key((int, float), interval),
     "mtu": _integer(mtu),
     "cipher": _text(cipher),
+    "all_traffic": _flag(),
+    "kill_switch": _flag(),
+    "lan_access": _Key((str, bool), yes_no),
+    "include": _Key((str, list), networks),
+    "exclude": _Key((str, list), networks),
+    "no_routes": _flag(),
+    "no_dns": _flag(),
+    "share": _Key((str, list), networks),
 }
 _PROFILE_KEYS: Final[Mapping[str, _Key]] = {
     "servers": _Key((str, list), _servers),
@@ -388,6 +399,14 @@ class Profile:
     poll_interval: float | None = None
     mtu: int | None = None
     cipher: Cipher | None = None
+    all_traffic: bool | None = None
+    kill_switch: bool | None = None
+    lan_access: bool | None = None
+    include: tuple[Network, ...] | None = None
+    exclude: tuple[Network, ...] | None = None
+    no_routes: bool | None = None
+    no_dns: bool | None = None
+    share: tuple[Network, ...] | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
@@ -411,9 +430,14 @@ class Profile:
         for key in ("password_file", *_CLIENT_SETTINGS):
             value = getattr(self, key)
             if value is not None:
-                number = isinstance(value, int | float)
-                lines.append(f"{key} = {value if number else _quote(str(value))}")
+                lines.append(f"{key} = {_toml(value)}")
         write_private_file(Path(path), "\n".join(lines) + "\n")
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return _spelled(value) if isinstance(value, int | float) else _quote(str(value))
 
 
 def _quote(text: str) -> str:
@@ -469,6 +493,7 @@ class ClientConfig:
 
     ``servers`` are ``HOST:PORT`` in the order to try; ``tun_netmask`` is a prefix length;
     ``port_explicit`` says that somebody asked for that port, so no other may take its place.
+    ``lan_access`` is None where nobody chose: yes, but no with ``kill_switch``.
     """
 
     servers: tuple[str, ...]
@@ -489,6 +514,14 @@ class ClientConfig:
     mtu: int | None = None
     cipher: Cipher = "auto"
     password_file: Path | None = None
+    all_traffic: bool = False
+    kill_switch: bool = False
+    lan_access: bool | None = None
+    include: tuple[Network, ...] = ()
+    exclude: tuple[Network, ...] = ()
+    no_routes: bool = False
+    no_dns: bool = False
+    share: tuple[Network, ...] = ()
 
     @classmethod
     def load(cls, overrides: Mapping[str, object]) -> ClientConfig:
@@ -538,7 +571,8 @@ _WIREGUARD_OPTIONS: Final[Mapping[str, _Key]] = {
 #: What a client of a foreign WireGuard server has no use for: its file says all that.
 _NOT_WITH_WIREGUARD: Final = (
     *("pw", "pw_file", "server", "user", "token_file", "profile", "profile_dir", "tun_addr"),
-    *("tun_dstaddr", "tun_netmask", "cipher", "deliver", "poll_interval"),
+    *("tun_dstaddr", "tun_netmask", "cipher", "deliver", "poll_interval", "all_traffic", "include"),
+    *("exclude", "no_routes", "share", "lan_access", "kill_switch", "no_dns"),
 )
 
 
@@ -565,7 +599,10 @@ class WireGuardClientConfig:
         :param overrides: options by name (hyphens or underscores), ``wireguard`` among them.
         :raises ConfigError: naming the option.
         """
-        given = {name.replace("-", "_") for name, value in overrides.items() if value is not None}
+        # A flag that was not given is 0.
+        given = {
+            name.replace("-", "_") for name, value in overrides.items() if value not in (None, 0)
+        }
         for key in _NOT_WITH_WIREGUARD:
             if key in given:
                 raise ConfigError(

@@ -24,6 +24,7 @@ from pyvpn.token import host_and_port
 
 N = TypeVar("N", IPv4Network, IPv6Network)
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 Deliver = Literal["push", "poll"]
 Cipher = Literal["auto", "aes-256-gcm", "chacha20-poly1305"]
 
@@ -92,6 +93,36 @@ def switch(text: str) -> bool:
     if text in ("true", "false"):
         return text == "true"
     raise ConfigError(f"'{text}' is neither true nor false")
+
+
+def yes_no(text: str) -> bool:
+    """``yes`` or ``no``; ``true`` and ``false`` of TOML mean the same."""
+    words = {"yes": True, "true": True, "no": False, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    raise ConfigError(f"'{text}' is neither yes nor no")
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """Networks with commas between, none twice; an address alone is a network of one.
+
+    Loopback and multicast are never routed, so they are refused.
+    """
+    found: dict[Network, None] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            network = ip_network(part)
+        except ValueError as error:
+            if "host bits" in str(error):
+                right = ip_network(part, strict=False)
+                raise ConfigError(
+                    f"'{part}' has bits set beyond its prefix; write {right}"
+                ) from None
+            raise ConfigError(f"'{part}' is not a network; write it like 192.168.7.0/24") from None
+        if network.is_loopback or network.is_multicast:
+            raise ConfigError(f"{network} is never routed: it is for loopback or multicast")
+        found[network] = None
+    return tuple(found)
 
 
 def address(text: str) -> Address:

@@ -101,7 +101,18 @@ SERVER_OPTIONS: dict[str, list[tuple[str, str]]] = {
     ],
 }  # fmt: skip
 
+NETWORKS = [
+    ("office", "'office' is not a network; write it like 192.168.7.0/24"),
+    ("192.168.7.1/24", "'192.168.7.1/24' has bits set beyond its prefix; write 192.168.7.0/24"),
+    ("fd00::/64,127.0.0.1", "127.0.0.1/32 is never routed: it is for loopback or multicast"),
+    ("ff02::/16", "ff02::/16 is never routed: it is for loopback or multicast"),
+]
+
 CLIENT_OPTIONS: dict[str, list[tuple[str, str]]] = {
+    "include": NETWORKS,
+    "exclude": NETWORKS,
+    "share": NETWORKS,
+    "lan-access": [("maybe", "'maybe' is neither yes nor no")],
     "server": [
         ("", "address '': not a valid host name"),
         ("a,,b", "address '': not a valid host name"),
@@ -474,7 +485,8 @@ class ClientTests(OptionsCase):
         has = {str(option[0]) for option in client_tap.Options.optParameters}
         self.assertEqual(has, set(CLIENT_OPTIONS) | CLIENT_FILES)
         spelled = {name.rstrip("=") for name in client_tap.Options().longOpt}
-        self.assertEqual(spelled - has, {"help", "version", "pw", "tun-adr"})
+        flags = {str(flag[0]) for flag in client_tap.Options.optFlags}
+        self.assertEqual(spelled - has - flags, {"help", "version", "pw", "tun-adr"})
 
     def test_other_spelling(self) -> None:
         """--tun-adr is --tun-addr, and is told of by that name."""
@@ -623,6 +635,21 @@ class ClientTests(OptionsCase):
                 ("1", "must be text in quotes"),
                 ('"aes"', "'aes' is not a cipher; choose auto, aes-256-gcm or chacha20-poly1305"),
             ],
+            "lan_access": [
+                ("1", "must be text in quotes or true or false"),
+                ('"maybe"', "'maybe' is neither yes nor no"),
+            ],
+            **{
+                key: [("1", "must be true or false"), ('"yes"', "must be true or false")]
+                for key in ("all_traffic", "kill_switch", "no_routes", "no_dns")
+            },
+            **{
+                key: [
+                    ("1", 'must be text in quotes or a list like ["a", "b"]'),
+                    ('["10.0.0.0/8", "x"]', "'x' is not a network; write it like 192.168.7.0/24"),
+                ]
+                for key in ("include", "exclude", "share")
+            },
         }
         good = {
             "servers": '["h"]',
