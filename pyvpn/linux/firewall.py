@@ -6,8 +6,11 @@ privileged child imports it.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from typing import ClassVar, NamedTuple
 
 MARK = 0x5056
 """The mark of what must never enter the tunnel: our datagrams, and our own questions for the
@@ -79,7 +82,9 @@ class KillSwitch:
 
     Let out are: what goes through ``device`` and loopback, ARP and neighbour and router
     discovery, DHCP, UDP with :data:`MARK` from ``ports``, marked questions to ``resolvers`` (UDP
-    port 53), and what goes to ``lan``.
+    port 53), and what goes to ``lan``; but no questions for names (port 53), since a home router
+    hands those on to anybody. What this machine forwards for others (containers) goes through
+    ``device`` or to ``lan``, and the answers that come through ``device`` go back to them.
 
     :ivar owner: whose it is, as ``client-home``: only that one changes or lifts it.
     :ivar device: the TUN.
@@ -96,3 +101,245 @@ class KillSwitch:
 
 
 Firewall = ClientFirewall | HubFirewall
+
+
+COUNTERS = ("tunnel", "resolver", "dhcp", "neighbours", "lan", "blocked")
+"""Of the kill switch, by name: what was let out around the tunnel, and what was not.
+
+Named objects and not counters of rules: nft 1.0.6 leaves those out of its JSON.
+"""
+
+OWNER_CHAIN = "owner"
+"""Holds one rule, whose comment is the owner of the kill switch. No packet comes here."""
+
+
+class _Chain(NamedTuple):
+    """A chain of nft; ``hook`` is empty for one that is jumped to."""
+
+    name: str
+    hook: str
+    rules: Sequence[str]
+
+
+def table_name(firewall: Firewall) -> str:
+    """The table of a TUN: a name that no other TUN's table has."""
+    # Names of nft hold letters, digits and / _ . - only, names of interfaces no slash.
+    return "pyvpn-" + re.sub(
+        r"[^A-Za-z0-9_.-]", lambda found: f"/{ord(found[0]):x}", firewall.device
+    )
+
+
+def script(firewall: Firewall) -> str:
+    """What ``nft -f -`` reads to make the table as ``firewall`` says, whatever it was before.
+
+    One transaction (FACTS 4.1): there is no moment with half of the rules, or with none.
+
+    :raises ValueError: what is no address, no network or no name of an interface.
+    """
+    chains = _client(firewall) if isinstance(firewall, ClientFirewall) else _hub(firewall)
+    return _table(table_name(firewall), (), chains)
+
+
+def removal(firewall: Firewall) -> str:
+    """The line for ``nft -f -`` that removes the table; nft refuses it when there is none."""
+    return f"delete table inet {table_name(firewall)}"
+
+
+def kill_switch_script(kill_switch: KillSwitch) -> str:
+    """What ``nft -f -`` reads to set or to replace the kill switch; the counts begin anew.
+
+    :raises ValueError: as :func:`script`.
+    """
+    tun = _quoted(kill_switch.device)
+    inside = f'oifname {{ "lo", {tun} }} accept'
+    drop = 'counter name "blocked" drop'
+    answers = f"iifname {tun} ct state established,related accept"
+    chains = (
+        _Chain(OWNER_CHAIN, "", (f"return comment {_quoted(kill_switch.owner)}",)),
+        _Chain("refused", "", _refused()),
+        _Chain(
+            "output",
+            "type filter hook output priority filter; policy drop;",
+            (inside, *_let_out(kill_switch, "goto refused", counted=True), "goto refused"),
+        ),
+        _Chain(
+            "forward",
+            "type filter hook forward priority filter; policy drop;",
+            (inside, answers, *_to_lan(kill_switch, drop, counted=True), drop),
+        ),
+        # A mark or an address that another table changes on the way out makes the kernel choose
+        # another interface, and the output hook is not told of it. This one sees the last choice.
+        _Chain(
+            "leaving",
+            "type filter hook postrouting priority filter; policy drop;",
+            (inside, answers, *_let_out(kill_switch, drop, counted=False), drop),
+        ),
+    )
+    return _table(KILL_SWITCH_TABLE, COUNTERS, chains)
+
+
+def _client(firewall: ClientFirewall) -> list[_Chain]:
+    tun = _quoted(firewall.device)
+    guard = [
+        f"iifname != {tun} {to_us} fib saddr type != local counter drop"
+        for to_us in _to(firewall.addresses)
+    ]
+    chains = [_Chain("guard", "type filter hook prerouting priority raw; policy accept;", guard)]
+    if firewall.ports:
+        # To this machine alone: what is forwarded would leave the tunnel by the mark.
+        marks = (
+            f"iifname != {tun} udp dport {_set(firewall.ports)} fib daddr type local"
+            f" meta mark set {MARK:#x}"
+        )
+        hook = "type filter hook prerouting priority mangle; policy accept;"
+        chains.append(_Chain("marks", hook, (marks,)))
+    if firewall.shared:
+        between = _between(firewall.networks, firewall.shared)
+        forward = [
+            *_clamped(tun),
+            f"iifname {tun} ct state established,related accept",
+            *(f"iifname {tun} oifname != {tun} {those} accept" for those in between),
+            f"iifname {tun} counter drop",
+        ]
+        chains.append(_Chain("forward", _FORWARD, forward))
+        chains.append(_Chain("outgoing", _SOURCE_NAT, _masqueraded(tun, between)))
+    return chains
+
+
+def _hub(firewall: HubFirewall) -> list[_Chain]:
+    tun = _quoted(firewall.device)
+    inner = (*firewall.networks, *firewall.subnets)
+    out = _between(inner, firewall.reachable)
+    within = f"iifname {tun} oifname {tun}"
+    rules = [*_clamped(tun)]
+    if not firewall.client_to_client:
+        rules += [f"{within} {those} accept" for those in _to(firewall.subnets)]
+        rules += [f"{within} {those} accept" for those in _from(firewall.subnets)]
+        rules.append(f"{within} ct state related accept")
+        rules.append(f"{within} counter drop")
+    rules.append(f"{within} accept")
+    rules += [f"iifname {tun} {those} accept" for those in out]
+    if firewall.internet:
+        # No router hands these on (RFC 3927 section 2.7); in clouds the keys of the machine
+        # itself are told to whoever asks there.
+        rules.append(f"iifname {tun} ip daddr 169.254.0.0/16 counter drop")
+        rules += [f"iifname {tun} {those} accept" for those in _from(inner)]
+    rules.append(f"iifname {tun} counter drop")
+    rules.append(f"oifname {tun} ct state established,related accept")
+    rules.append(f"oifname {tun} counter drop")
+    chains = [_Chain("forward", _FORWARD, rules)]
+    translated = _from(inner) if firewall.internet else out
+    if translated:
+        chains.append(_Chain("outgoing", _SOURCE_NAT, _masqueraded(tun, translated)))
+    return chains
+
+
+_FORWARD = "type filter hook forward priority filter; policy accept;"
+_SOURCE_NAT = "type nat hook postrouting priority srcnat; policy accept;"
+
+
+def _clamped(tun: str) -> list[str]:
+    """TCP that passes keeps its segments below the MTU of both ways, as ICMP may get lost."""
+    clamp = "tcp flags syn tcp option maxseg size set rt mtu"
+    return [f"oifname {tun} {clamp}", f"iifname {tun} oifname != {tun} {clamp}"]
+
+
+def _masqueraded(tun: str, matches: Iterable[str]) -> list[str]:
+    return [f"oifname != {tun} {those} masquerade" for those in matches]
+
+
+def _refused() -> list[str]:
+    """A program is told at once, instead of waiting for what never comes."""
+    return [
+        'counter name "blocked"',
+        "meta l4proto tcp reject with tcp reset",
+        "reject with icmpx type admin-prohibited",
+    ]
+
+
+def _let_out(kill_switch: KillSwitch, refusal: str, *, counted: bool) -> list[str]:
+    """What of our own may leave around the tunnel."""
+    discovery = "{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }"
+    rules = [
+        f"icmpv6 type {discovery} {_accept('neighbours', counted)}",
+        f"meta nfproto ipv4 udp sport 68 udp dport 67 {_accept('dhcp', counted)}",
+        f"ip6 saddr fe80::/10 udp sport 546 udp dport 547 {_accept('dhcp', counted)}",
+    ]
+    marked = f"meta mark {MARK:#x}"
+    if kill_switch.ports:
+        ports = _set(kill_switch.ports)
+        rules.append(f"{marked} udp sport {ports} {_accept('tunnel', counted)}")
+    rules += [
+        f"{marked} {to_them} udp dport 53 {_accept('resolver', counted)}"
+        for to_them in _to(kill_switch.resolvers)
+    ]
+    return rules + _to_lan(kill_switch, refusal, counted=counted)
+
+
+def _to_lan(kill_switch: KillSwitch, refusal: str, *, counted: bool) -> list[str]:
+    """What may go to the networks that stay reachable, ours or forwarded: all but questions."""
+    lan = _to(kill_switch.lan)
+    questions = [f"{to_it} meta l4proto {{ tcp, udp }} th dport 53 {refusal}" for to_it in lan]
+    return questions + [f"{to_it} {_accept('lan', counted)}" for to_it in lan]
+
+
+def _accept(counter: str, counted: bool) -> str:
+    return f'counter name "{counter}" accept' if counted else "accept"
+
+
+def _table(name: str, counters: Iterable[str], chains: Iterable[_Chain]) -> str:
+    """The whole text. The first line is there because nft deletes no table that is not."""
+    lines = [f"add table inet {name}", f"delete table inet {name}", f"table inet {name} {{"]
+    lines += [f"    counter {counter} {{ }}" for counter in counters]
+    for chain in chains:
+        lines.append(f"    chain {chain.name} {{")
+        lines += [f"        {line}" for line in (chain.hook, *chain.rules) if line]
+        lines.append("    }")
+    return "\n".join([*lines, "}", ""])
+
+
+def _quoted(text: str) -> str:
+    """The form in which nft takes a name as it is.
+
+    :raises ValueError: it could end the quotation, or stand for several names.
+    """
+    if not text or not text.isascii() or not text.isprintable() or set(text) & set('"\\*'):
+        raise ValueError(f"{text!r} is no name for nft")
+    return f'"{text}"'
+
+
+def _families(networks: Iterable[str]) -> dict[str, str]:
+    """``ip`` and ``ip6``, those that there are, each with its networks as a set of nft."""
+    # A zone (fe80::1%eth0) is no part of an address on the wire. Collapsed, as nft takes no two
+    # networks of which one holds the other.
+    known = [ip_network(text.partition("%")[0]) for text in networks]
+    four = collapse_addresses(one for one in known if isinstance(one, IPv4Network))
+    six = collapse_addresses(one for one in known if isinstance(one, IPv6Network))
+    sets = {"ip": _set(four), "ip6": _set(six)}
+    return {family: elements for family, elements in sets.items() if elements}
+
+
+def _to(networks: Iterable[str]) -> list[str]:
+    """A match for each family: the destination is in ``networks``."""
+    return [f"{family} daddr {those}" for family, those in _families(networks).items()]
+
+
+def _from(networks: Iterable[str]) -> list[str]:
+    """A match for each family: the source is in ``networks``."""
+    return [f"{family} saddr {those}" for family, those in _families(networks).items()]
+
+
+def _between(sources: Iterable[str], destinations: Iterable[str]) -> list[str]:
+    """A match for each family that both have."""
+    targets = _families(destinations)
+    return [
+        f"{family} saddr {those} {family} daddr {targets[family]}"
+        for family, those in _families(sources).items()
+        if family in targets
+    ]
+
+
+def _set(elements: Iterable[object]) -> str:
+    """The elements as an anonymous set of nft; "" for none, which it does not take."""
+    texts = [str(element) for element in elements]
+    return f"{{ {', '.join(texts)} }}" if texts else ""
