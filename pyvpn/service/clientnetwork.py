@@ -1,0 +1,337 @@
+"""What a hub's word and this machine's wishes mean for Linux: values in, a desired state out.
+
+The hub says what can be reached through it; who uses this machine says what shall be; the machine's
+own networks say what cannot. All routes stand in a table of our own that a rule asks before the
+main one, so that no route which DHCP has put there takes anything away from the VPN
+(docs/networking.rst).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from ipaddress import (
+    IPv4Interface,
+    IPv4Network,
+    IPv6Interface,
+    IPv6Network,
+    collapse_addresses,
+    ip_address,
+)
+from typing import Final, Literal
+
+from attrs import field, frozen
+
+from pyvpn.core.configtlv import Config
+from pyvpn.errors import ConfigError
+from pyvpn.linux.desired import Address, Link, Route, Rule, SystemState
+from pyvpn.linux.firewall import TABLES, ClientFirewall
+from pyvpn.linux.nameservers import NameServers
+
+Network = IPv4Network | IPv6Network
+Interface = IPv4Interface | IPv6Interface
+
+#: What is wider goes through the VPN only with all traffic: a hub must not take by halves what it
+#: may not take as a whole. fc00::/7 is all that is private in IPv6, 10.0.0.0/8 the widest in IPv4.
+WIDEST: Final = {4: 8, 6: 7}
+
+#: Name servers that glibc asks (resolv.conf(5)).
+MAX_NAME_SERVERS: Final = 3
+
+DEFAULTS: Final[dict[int, Network]] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+
+#: What lets answers to marked datagrams in where the kernel checks by which way they should come
+#: (rp_filter): it then asks its routes with the mark. See Documentation/networking/ip-sysctl.
+SOURCE_BY_MARK: Final = "net/ipv4/conf/all/src_valid_mark"
+
+
+@frozen
+class Wishes:
+    """What this machine's user wants of the network, as the options of the client say it."""
+
+    all_traffic: bool = False
+    lan_access: bool = True
+    include: tuple[Network, ...] = ()
+    exclude: tuple[Network, ...] = ()
+    routes: bool = True
+    dns: bool = True
+    share: tuple[Network, ...] = ()
+
+
+@frozen
+class Machine:
+    """What there is on this machine.
+
+    :ivar tun: the name of our TUN, ``index`` its number.
+    :ivar ports: our own local UDP ports.
+    :ivar hub: the hub's outer addresses.
+    :ivar lans: private networks that it is connected to, by the interface; none of ours.
+    :ivar ipv6: whether a TUN can have IPv6 addresses.
+    :ivar sysctls: what forwards here, if it has to: :func:`pyvpn.linux.forwarding.hub_sysctls`.
+    """
+
+    tun: str
+    index: int
+    ports: tuple[int, ...] = ()
+    hub: tuple[str, ...] = ()
+    lans: tuple[tuple[str, Network], ...] = ()
+    ipv6: bool = True
+    sysctls: dict[str, str] = field(factory=dict)
+
+
+@frozen
+class Plan:
+    """What is to be made so.
+
+    :ivar routes: what lies behind the hub beside the networks of our own addresses.
+    :ivar full: the families, 4 and 6, of which all traffic goes through the hub.
+    :ivar notes: what is not as it was asked for, a line each.
+    """
+
+    state: SystemState
+    routes: tuple[Network, ...]
+    full: frozenset[int]
+    notes: tuple[str, ...]
+
+
+def plan(
+    told: Config, wishes: Wishes, machine: Machine, link: Link, kept: Sequence[str] = ()
+) -> Plan:
+    """Make the desired state.
+
+    :param told: what the hub has told.
+    :param link: the TUN with its addresses and its MTU.
+    :param kept: lines that are known already and come before the notes.
+    :raises ConfigError: two of the networks cannot both be; the line names them, and what helps.
+    """
+    notes = list(kept)
+    own = tuple(net.network for net in told.addresses if net.version == 4 or machine.ipv6)
+    offered = told.routes if wishes.routes else ()
+    through = _through(offered, wishes, own, notes)
+    _check(through, wishes, machine)
+    full = _full(offered, wishes, notes)
+    around = _around(told, wishes, machine, own, notes)
+    families = [4, 6] if machine.ipv6 else [4]
+    table = TABLES + machine.index
+    routes: dict[Network, Route] = {}
+    for network in (*own, *through):
+        if network.version in families:
+            routes[network] = Route(str(network), machine.tun, table)
+    for family in families:
+        if family in full:
+            routes[DEFAULTS[family]] = Route(str(DEFAULTS[family]), machine.tun, table)
+        elif full:
+            # Half of the traffic must not leave around the tunnel because the hub has no way
+            # for it.
+            nowhere = Route(str(DEFAULTS[family]), machine.tun, table, "unreachable")
+            routes[DEFAULTS[family]] = nowhere
+    for network in around:
+        if network.version in families:
+            routes.setdefault(network, Route(str(network), machine.tun, table, "throw"))
+    reached = (*own, *through, *(DEFAULTS[family] for family in full))
+    state = SystemState(
+        links=(link,),
+        routes=tuple(routes.values()),
+        rules=tuple(Rule(family, table, machine.tun) for family in _families(families)),
+        sysctls={SOURCE_BY_MARK: "1", **(machine.sysctls if wishes.share else {})},
+        firewall=ClientFirewall(
+            machine.tun,
+            tuple(str(interface.ip) for interface in told.addresses),
+            machine.ports,
+            tuple(map(str, wishes.share)),
+            tuple(map(str, own)) if wishes.share else (),
+        ),
+        name_servers=_name_servers(told, wishes, machine, reached, full, notes),
+    )
+    return Plan(
+        state,
+        (*through, *(DEFAULTS[family] for family in sorted(full))),
+        frozenset(full),
+        tuple(notes),
+    )
+
+
+def link_of(
+    told: Config,
+    tun: str,
+    mtu: int,
+    gso_max_size: int,
+    *,
+    ipv6: bool,
+    peer: object = None,
+    netmask: int | None = None,
+) -> tuple[Link, list[str]]:
+    """The TUN with what the hub says of its addresses, under the options given.
+
+    :param peer: ``--tun-dstaddr``, an address or None.
+    :param netmask: ``--tun-netmask``, the prefix length of its IPv4 network, or None.
+    :returns: the link, and lines about what cannot be as it was asked for.
+    """
+    notes, addresses = [], []
+    for interface in told.addresses:
+        if interface.version == 6 and not ipv6:
+            continue
+        if isinstance(interface, IPv4Interface) and netmask is not None:
+            interface = IPv4Interface((interface.ip, netmask))
+        other = None if peer is None else ip_address(str(peer))
+        if other is None or other.version != interface.version:
+            addresses.append(Address(str(interface)))
+        elif other in interface.network:
+            addresses.append(Address(str(interface), str(other)))
+        else:
+            notes.append(
+                f"--tun-dstaddr {other} is not in the hub's network {interface.network};"
+                " going without it"
+            )
+            addresses.append(Address(str(interface)))
+    return Link(tun, mtu, tuple(addresses), gso_max_size), notes
+
+
+def default_families(networks: Iterable[Network]) -> set[int]:
+    """The families, 4 and 6, of which ``networks`` have everything, be it in pieces."""
+    return {network.version for network in _collapsed(networks) if network.prefixlen == 0}
+
+
+def _through(
+    offered: tuple[Network, ...], wishes: Wishes, own: tuple[Network, ...], notes: list[str]
+) -> list[Network]:
+    """The networks, beside our own and beside everything, that are reached through the hub."""
+    narrow = [net for net in offered if not _is_wide(net)]
+    # 256 times a /8 are everything, too.
+    pieces = [net for net in _collapsed(narrow) if _is_wide(net)]
+    wide = [net for net in offered if _is_wide(net) and net.prefixlen] + pieces
+    if wishes.all_traffic:
+        narrow += wide
+    else:
+        narrow = [net for net in narrow if not any(_within(net, one) for one in pieces)]
+        if wide:
+            notes.append(
+                f"the hub's routes to {', '.join(map(str, wide))} are not taken: so wide ones"
+                " need --all-traffic"
+            )
+    found: dict[Network, None] = {}
+    for network in (*narrow, *wishes.include):
+        # The user's word counts more than the hub's.
+        unwanted = network not in wishes.include and any(
+            _within(network, one) for one in wishes.exclude
+        )
+        if not unwanted and network not in own:
+            found[network] = None
+    return list(found)
+
+
+def _is_wide(network: Network) -> bool:
+    return network.prefixlen < WIDEST[network.version]
+
+
+def _full(offered: tuple[Network, ...], wishes: Wishes, notes: list[str]) -> set[int]:
+    if not wishes.all_traffic:
+        return set()
+    full = default_families(offered)
+    if not full:
+        notes.append(
+            "--all-traffic: this hub offers no way to the internet (there it takes --internet);"
+            " what is not for the VPN goes out as before"
+        )
+    return full
+
+
+def _around(
+    told: Config,
+    wishes: Wishes,
+    machine: Machine,
+    own: tuple[Network, ...],
+    notes: list[str],
+) -> list[Network]:
+    """What stays outside the tunnel though a wider network goes through it."""
+    around = list(wishes.exclude)
+    for network in wishes.exclude:
+        for one in own:
+            if _within(one, network):
+                notes.append(
+                    f"--exclude {network}: the VPN's own {one} goes through it all the same"
+                )
+    around += [network for network in told.excluded if network not in wishes.include]
+    if wishes.lan_access:
+        around += [network for _, network in machine.lans]
+    return [network for network in dict.fromkeys(around) if network not in own]
+
+
+def _check(through: Sequence[Network], wishes: Wishes, machine: Machine) -> None:
+    """Refuse what would cut this machine off, or make two networks of one address.
+
+    :raises ConfigError: naming both.
+    """
+    for network in through:
+        named = (
+            f"--include {network}" if network in wishes.include else f"the hub's route {network}"
+        )
+        for text in machine.hub:
+            if ip_address(text) in network and not _is_wide(network):
+                raise ConfigError(
+                    f"{named} holds the hub's own address {text}: that would lead into the tunnel"
+                    f" what is outside it; leave it out with --exclude {network}"
+                )
+        for interface, lan in machine.lans:
+            if wishes.lan_access and _within(network, lan) and network not in wishes.include:
+                raise ConfigError(
+                    f"{named} is in the network {lan} of interface {interface} here; leave it out"
+                    f" with --exclude {network}, or take it for the VPN's with --include {network}"
+                )
+    for network in wishes.include:
+        if network.prefixlen == 0:
+            raise ConfigError(f"--include {network} is everything: use --all-traffic for that")
+        if network in wishes.exclude:
+            raise ConfigError(f"--include {network} and --exclude {network} exclude each other")
+    for network in wishes.share:
+        for other in through:
+            if network.version == other.version and network.overlaps(other):
+                raise ConfigError(
+                    f"--share {network} overlaps {other}, which the hub says is elsewhere; one of"
+                    " them needs another network"
+                )
+
+
+def _name_servers(
+    told: Config,
+    wishes: Wishes,
+    machine: Machine,
+    reached: Sequence[Network],
+    full: set[int],
+    notes: list[str],
+) -> NameServers | None:
+    if not wishes.dns:
+        return None
+    servers = [
+        server
+        for server in told.dns
+        if any(server.version == net.version and server in net for net in reached)
+    ]
+    if full and not servers:
+        notes.append("the hub names no name server: questions for names go where they went before")
+    if not servers:
+        return None
+    return NameServers(
+        machine.tun,
+        tuple(map(str, servers[:MAX_NAME_SERVERS])),
+        told.search,
+        exclusive=bool(full),
+    )
+
+
+def _families(families: list[int]) -> list[Literal[4, 6]]:
+    return [4, 6] if 6 in families else [4]
+
+
+def _collapsed(networks: Iterable[Network]) -> list[Network]:
+    """The fewest networks with the same addresses."""
+    networks = list(networks)
+    return [
+        *collapse_addresses(net for net in networks if isinstance(net, IPv4Network)),
+        *collapse_addresses(net for net in networks if isinstance(net, IPv6Network)),
+    ]
+
+
+def _within(network: Network, other: Network) -> bool:
+    if isinstance(network, IPv4Network):
+        return isinstance(other, IPv4Network) and network.subnet_of(other)
+    return isinstance(other, IPv6Network) and network.subnet_of(other)
