@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 
 from attrs import evolve, frozen
 
+from pyvpn import routes
 from pyvpn.errors import ConfigError
 from pyvpn.files import replace_file
 from pyvpn.token import NetworkToken, user_name
@@ -98,6 +99,10 @@ MAX_SOCKET_PATH: Final = 107  # sun_path less the closing zero
 MAX_PASSWORD_FILE: Final = 4096  # bytes: more is another file by mistake
 
 JOIN_LINE: Final = "pyvpn join 'pyvpn://…'"
+NOT_WITH_RELAY: Final = (
+    "clients reach each other all the same with --relay, which goes past the kernel and its rules;"
+    " leave one of the two out"
+)
 
 
 @frozen
@@ -276,6 +281,12 @@ _SERVER_KEYS: Final[Mapping[str, _Key]] = {
     "cipher": _text(cipher),
     "relay": _flag(),
     "endpoint": _Key((str, list), _checked_endpoints),
+    "internet": _flag(),
+    "no_client_to_client": _flag(),
+    "dns": _Key((str, list), routes.name_servers),
+    "search": _Key((str, list), routes.domains),
+    "route": _Key((str, list), routes.routes),
+    "exclude": _Key((str, list), routes.excluded),
     "state_dir": _text(directory),
     "run_dir": _text(directory),
 }
@@ -283,7 +294,11 @@ _SERVER_KEYS: Final[Mapping[str, _Key]] = {
 
 @frozen
 class ServerConfig:
-    """All that ``pyvpn-server`` can be told. ``endpoint``: ``HOST:PORT``, several with commas."""
+    """All that ``pyvpn-server`` can be told. ``endpoint``: ``HOST:PORT``, several with commas.
+
+    What is None or () of the network that clients are offered is as administrators have set it
+    (:class:`pyvpn.state.settings.NetworkOptions`).
+    """
 
     port: int = SERVER_PORT
     interface: str | None = None
@@ -294,6 +309,12 @@ class ServerConfig:
     cipher: Cipher = "auto"
     relay: bool = False
     endpoint: str | None = None
+    internet: bool | None = None
+    no_client_to_client: bool | None = None
+    dns: routes.DNS | None = None
+    search: tuple[str, ...] | None = None
+    route: tuple[Network, ...] = ()
+    exclude: tuple[Network, ...] | None = None
     state_dir: Path = STATE_DIR
     run_dir: Path = RUN_DIR
 
@@ -313,8 +334,26 @@ class ServerConfig:
         config = cls(**{**values, **_options(overrides, _SERVER_KEYS)})
         if config.endpoint is not None:
             config = evolve(config, endpoint=",".join(endpoints(config.endpoint, config.port)))
+        if config.relay and config.no_client_to_client:
+            raise ConfigError(NOT_WITH_RELAY, path="--no-client-to-client")
+        config._check_networks()
         config.files  # noqa: B018  (refuses a run directory that no socket fits in)
         return config
+
+    def _check_networks(self) -> None:
+        vpn: list[Network] = [self.subnet]
+        if isinstance(self.subnet6, IPv6Network):
+            vpn.append(self.subnet6)
+        for network in self.route:
+            if network.version == 6 and self.subnet6 == "auto":
+                continue  # which one it is stands in the store
+            if conflict := routes.vpn_conflict(network, vpn):
+                raise ConfigError(conflict, path="--route")
+        for network in self.exclude or ():
+            if conflict := routes.exclusion_conflict(network, vpn):
+                raise ConfigError(conflict, path="--exclude")
+            if network in self.route:
+                raise ConfigError(f"{network} stands under --exclude, too", path="--route")
 
     @property
     def files(self) -> InstanceFiles:

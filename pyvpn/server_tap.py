@@ -26,6 +26,10 @@ class Options(ServiceOptions):
         ["mtu", None, None, "largest inner packet, 1280 to 65535 bytes [default: 8916]"],
         ["cipher", None, None, "auto, aes-256-gcm or chacha20-poly1305 [default: auto]"],
         ["endpoint", None, None, "HOST[:PORT] by which clients reach this hub, for join links"],
+        ["dns", None, None, "whom clients ask for names: hub, none or addresses [default: hub]"],
+        ["search", None, None, "domains to complete short names with, beside pyvpn, with commas"],
+        ["route", None, None, "networks on the hub's side that clients may reach, with commas"],
+        ["exclude", None, None, "networks that clients keep out of the tunnel, with commas"],
         ["state-dir", None, None, "keys, accounts and logs [default: /var/lib/pyvpn]"],
         ["run-dir", None, None, "pid file, control socket [default: /run/pyvpn]"],
         ["config", None, None, "a TOML file with these options, hyphens written as underscores"],
@@ -33,6 +37,8 @@ class Options(ServiceOptions):
 
     optFlags = [
         ["relay", None, "hand packets from client to client without the kernel"],
+        ["internet", None, "let clients reach the internet through this hub"],
+        ["no-client-to-client", None, "keep clients apart from each other"],
     ]
 
     config: ServerConfig

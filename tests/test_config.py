@@ -6,7 +6,7 @@ import os
 import stat
 import tomllib
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -224,10 +224,67 @@ class ServerConfigTests(SynchronousTestCase):
         found = ServerConfig.load(self.written("port = 6000\n"), {"endpoint": "vpn.example.org"})
         self.assertEqual(found.endpoint, "vpn.example.org:6000")
 
+    def test_network(self) -> None:
+        """What clients are offered can be given as options and in the file; else it is open."""
+        found = ServerConfig.load(None, {})
+        self.assertEqual(
+            (found.internet, found.no_client_to_client, found.dns, found.search, found.exclude),
+            (None,) * 5,
+        )
+        self.assertEqual(found.route, ())
+        text = 'internet = false\ndns = ["9.9.9.9", "2620:fe::fe"]\nsearch = "Corp.Example."\n'
+        text += 'route = ["10.20.0.0/16"]\nexclude = "none"\n'
+        path = self.written(text)
+        found = ServerConfig.load(
+            path, {"no-client-to-client": 1, "route": "10.30.0.0/16,fd77::/64"}
+        )
+        self.assertEqual((found.internet, found.no_client_to_client), (False, True))
+        self.assertEqual(found.dns, (ip_address("9.9.9.9"), ip_address("2620:fe::fe")))
+        self.assertEqual((found.search, found.exclude), (("corp.example",), ()))
+        self.assertEqual(found.route, (ip_network("10.30.0.0/16"), ip_network("fd77::/64")))
+
+    def test_bad_network(self) -> None:
+        """What clients cannot be offered is refused with the option's name."""
+        table: list[tuple[dict[str, object], str]] = [
+            ({"dns": "ns"}, "--dns: 'ns' is no name server; give hub, none, or addresses with"
+             " commas"),
+            ({"dns": "127.0.0.53"}, "--dns: clients cannot ask 127.0.0.53; give an address they"
+             " can reach"),
+            ({"search": "a_b"}, "--search: 'a_b' is no domain; write letters, digits, hyphens and"
+             " dots, and other letters as xn--…"),
+            ({"search": ",".join(f"d{n}" for n in range(16))},
+             "--search: 16 domains are too many; the most are 15"),
+            ({"route": "::/0"}, "--route: ::/0 is everything; to offer clients the internet take"
+             " --internet, or run: pyvpn network set --internet on"),
+            ({"route": "128.0.0.0/1"}, "--route: 128.0.0.0/1 is too wide for a route; the widest"
+             " are /8 and, of IPv6, /7"),
+            ({"route": "10.20.0.1/16"}, "--route: '10.20.0.1/16' has bits set beyond its prefix;"
+             " write 10.20.0.0/16"),
+            ({"route": "fe80::/64"}, "--route: fe80::/64 is never routed: it is of one link alone"),
+            ({"route": "10.0.0.0/8"}, "--route: 10.0.0.0/8 overlaps the VPN's own network"
+             " 10.10.0.0/24"),
+            ({"route": "fd77::/64", "subnet6": "none"}, "--route: fd77::/64 is IPv6, which this VPN"
+             " has not"),
+            ({"exclude": "10.10.0.128/25"}, "--exclude: 10.10.0.128/25 is part of the VPN's own"
+             " network 10.10.0.0/24"),
+            ({"route": "10.20.0.0/16", "exclude": "10.20.0.0/16"},
+             "--route: 10.20.0.0/16 stands under --exclude, too"),
+            ({"relay": 1, "no-client-to-client": 1}, "--no-client-to-client: clients reach each"
+             " other all the same with --relay, which goes past the kernel and its rules; leave one"
+             " of the two out"),
+        ]  # fmt: skip
+        for overrides, message in table:
+            error = self.assertRaises(ConfigError, ServerConfig.load, None, overrides)
+            self.assertEqual(str(error), message)
+        ServerConfig.load(None, {"relay": 1})
+        ServerConfig.load(None, {"exclude": "10.0.0.0/8", "search": "d1,d2"})
+
     def test_bad_files(self) -> None:
         """A bad file is refused with one line naming file, line and key."""
-        known = "cipher, endpoint, interface, mtu, port, relay, run_dir, state_dir, subnet, subnet6"
-        known += ", tun"
+        known = (
+            "cipher, dns, endpoint, exclude, interface, internet, mtu, no_client_to_client, port"
+        )
+        known += ", relay, route, run_dir, search, state_dir, subnet, subnet6, tun"
         table: list[tuple[str | bytes, str]] = [
             ("\n\nport = 70000\n", ", line 3, port: '70000' is not a port; give a number from"
              " 1 to 65535"),

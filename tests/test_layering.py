@@ -22,11 +22,11 @@ import pyvpn
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "files"}),
     frozenset({"core"}),
-    frozenset({"token", "values", "config", "uapi", "wgconf", "state"}),
-    frozenset({"linux", "tx", "admin", "peers", "control_client"}),
+    frozenset({"token", "values", "routes", "config", "uapi", "wgconf", "state"}),
+    frozenset({"linux", "tx", "admin", "network_admin", "peers", "control_client"}),
     frozenset({"service", "testing"}),
     frozenset({"server_tap", "client_tap", "cli", "accounts", "instance", "status", "terminal"})
-    | frozenset({"peers_cli", "qrcode", "wireguard_program"}),
+    | frozenset({"peers_cli", "network_cli", "qrcode", "wireguard_program"}),
 )
 
 # What each unit must not know besides (docs/architecture.rst); a name stands for all below it.
@@ -40,6 +40,7 @@ MUST_NOT_KNOW: dict[str, frozenset[str]] = {
     "token": frozenset({"twisted"}),
     "values": frozenset({"twisted"}),
     "config": frozenset({"twisted"}),
+    "routes": frozenset({"twisted"}),
     "uapi": frozenset({"twisted"}),
     "wgconf": frozenset({"twisted"}),
     "tx": frozenset({"cryptography", "Crypto", "subprocess"}),
