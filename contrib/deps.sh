@@ -32,6 +32,8 @@ needs() {
     echo "ethtool ethtool"
     echo "wireguard-go wireguard-go"
     echo "wg wireguard-tools"
+    echo "dnsmasq dnsmasq-base"
+    echo "udhcpc udhcpc"
     [ "$want" = bench ] || return 0
     echo "iperf3 iperf3"
     echo "openssl openssl"
