@@ -1,0 +1,329 @@
+"""Asks other name servers what the hub does not know, and hands their answers on as they are.
+
+twisted.names' own resolver is no help here. It drops what it does not understand: the type HTTPS
+that browsers ask for, EDNS, and the SOA with which a "no" may be kept. It takes a reply for any
+question with the right number, and its cache has no bound.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import ClientFactory, DatagramProtocol
+from twisted.names import dns
+from twisted.protocols.basic import Int16StringReceiver
+from twisted.python.failure import Failure
+
+from pyvpn.service.dnscache import AnswerCache
+
+TIMEOUT = 2.0
+"""Seconds until the next server is asked; with two servers who asks (glibc: 5 s) still waits."""
+
+MOST_SERVERS = 3
+"""How many servers are asked (resolv.conf(5) allows as many)."""
+
+MOST_OUTSTANDING = 512
+"""Questions that wait for others, all in all: each has a socket."""
+
+MOST_FOR_CLIENT = 64
+"""Of these, for one address."""
+
+SERVERS_KEPT = 5.0
+"""Seconds until it is looked again which servers there are."""
+
+SILENT_FOR = 30.0
+"""Seconds for which a server that did not answer is asked after the others."""
+
+_HEADER_SIZE = 12
+_MAX_DATAGRAM = 4096
+# Another server may do better: the server is broken, does not know how, or not for us.
+_NO_ANSWER = frozenset({dns.ESERVER, dns.ENOTIMP, dns.EREFUSED})
+
+Place = tuple[str, int]
+
+
+class Forwarder:
+    """Asks one server after the other.
+
+    :param servers: numeric addresses in the order to ask them, without our own; it may change.
+    :param count: called with the name of what went wrong.
+    """
+
+    def __init__(
+        self, servers: Callable[[], Sequence[Place]], reactor: Any, count: Callable[[str], None]
+    ) -> None:
+        self._servers = servers
+        self._reactor = reactor
+        self._count = count
+        self._cache = AnswerCache(reactor.seconds)
+        self._open: dict[tuple[bool, bytes], _Question] = {}
+        self._waiting: dict[str, int] = {}
+        self._silent: dict[Place, float] = {}
+        self._kept: list[Place] = []
+        self._due = float("-inf")
+
+    def servers(self) -> list[Place]:
+        """Those there are, the silent ones last."""
+        now = self._reactor.seconds()
+        if now >= self._due:
+            self._due = now + SERVERS_KEPT
+            try:
+                self._kept = list(self._servers())[:MOST_SERVERS]
+            except Exception:
+                self._count("upstream_unknown")
+                self._kept = []
+        self._silent = {place: until for place, until in self._silent.items() if until > now}
+        return sorted(self._kept, key=self._silent.__contains__)
+
+    @property
+    def outstanding(self) -> int:
+        """How many wait for an answer."""
+        return sum(self._waiting.values())
+
+    def ask(self, query: bytes, question: int, client: str, tcp: bool) -> Deferred[bytes | None]:
+        """Ask others.
+
+        :param query: without the identifier, which is also what the answer comes without.
+        :param question: bytes of the question section, which stands right after the header.
+        :param client: the address that it is for.
+        :returns: fires with None when there is no answer, or too much is asked at once.
+        """
+        kept = self._cache.find(query)
+        if kept is not None:
+            return succeed(kept)
+        if self.outstanding >= MOST_OUTSTANDING or self._waiting.get(client, 0) >= MOST_FOR_CLIENT:
+            self._count("busy")
+            return succeed(None)
+        servers = self.servers()
+        answer: Deferred[bytes | None] = Deferred()
+        self._waiting[client] = self._waiting.get(client, 0) + 1
+        answer.addBoth(self._served, client)
+        # One question to the outside however many ask it: who wants to guess its number and port
+        # must not get a better chance by asking often (RFC 5452 5).
+        asked = self._open.get((tcp, query))
+        if asked is not None:
+            asked.answers.append(answer)
+            return answer
+        asked = _Question(query, question, tcp, self._reactor, self)
+        self._open[tcp, query] = asked
+        asked.answers.append(answer)
+        asked.start(servers if len(servers) > 1 else 2 * servers)
+        return answer
+
+    def close(self) -> None:
+        """Give all up; all that wait are told so."""
+        for asked in list(self._open.values()):
+            asked.end(None)
+
+    def failed(self, place: Place, what: str) -> None:
+        """Note that a server said nothing; one that says no is not moved back by that.
+
+        Else whoever asks for a broken domain would have names that only the first server knows be
+        asked of the second.
+        """
+        self.note(what)
+        self._silent[place] = self._reactor.seconds() + SILENT_FOR
+
+    def note(self, what: str) -> None:
+        """Count something."""
+        self._count(what)
+
+    def ended(self, asked: _Question, answer: bytes | None) -> None:
+        """Note that a question is over."""
+        del self._open[asked.tcp, asked.query]
+        if answer is None:
+            self._count("unanswered")
+        else:
+            self._cache.put(asked.query, answer, asked.size)
+
+    def _served(self, answer: bytes | None, client: str) -> bytes | None:
+        self._waiting[client] -= 1
+        if not self._waiting[client]:
+            del self._waiting[client]
+        return answer
+
+
+class _Question:
+    """One question, from the first server to the answer.
+
+    :ivar answers: fire with what came of it.
+    """
+
+    def __init__(
+        self, query: bytes, size: int, tcp: bool, reactor: Any, forwarder: Forwarder
+    ) -> None:
+        self.query = query
+        self.size = size
+        self.tcp = tcp
+        self.answers: list[Deferred[bytes | None]] = []
+        self._reactor = reactor
+        self._forwarder = forwarder
+        self._left: list[Place] = []
+        self._place: Place | None = None
+        self._identifier = b""
+        self._attempt: _Datagrams | _Stream | None = None
+        self._overdue: Any = None
+        self._second_best: bytes | None = None
+
+    def start(self, servers: Sequence[Place]) -> None:
+        """Ask the servers in turn."""
+        self._left = list(servers)
+        self._next()
+
+    def end(self, answer: bytes | None) -> None:
+        """Hand an answer, or that there is none, to all that wait for it."""
+        self._stop()
+        self._forwarder.ended(self, answer)
+        for waiting in self.answers:
+            waiting.callback(answer)
+
+    def received(self, attempt: _Datagrams | _Stream, data: bytes) -> None:
+        """A message from the server that was asked."""
+        if attempt is not self._attempt:
+            return
+        if not self._is_answer(data):
+            self._forwarder.note("upstream_unexpected")
+            return
+        rcode = data[3] & 0xF
+        if rcode in _NO_ANSWER:
+            self._second_best = data[2:]
+            self._forwarder.note("upstream_refused")
+            self._next()
+        else:
+            self.end(data[2:])
+
+    def lost(self, attempt: _Datagrams | _Stream) -> None:
+        """The server cannot be reached, or hung up."""
+        if attempt is self._attempt:
+            assert self._place is not None
+            self._forwarder.failed(self._place, "upstream_unreachable")
+            self._next()
+
+    def _silence(self) -> None:
+        assert self._place is not None
+        self._overdue = None
+        self._forwarder.failed(self._place, "upstream_silent")
+        self._next()
+
+    def _next(self) -> None:
+        self._stop()
+        while self._left:
+            self._place = self._left.pop(0)
+            # A number and a port that nobody can guess are all that protects DNS (RFC 5452 9.2).
+            self._identifier = os.urandom(2)
+            self._attempt = _Stream(self) if self.tcp else _Datagrams(self)
+            self._overdue = self._reactor.callLater(TIMEOUT, self._silence)
+            try:
+                self._attempt.open(self._reactor, self._place, self._identifier + self.query)
+            except (OSError, CannotListenError):
+                self._forwarder.failed(self._place, "upstream_unreachable")
+                self._stop()
+                continue
+            return
+        self.end(self._second_best)
+
+    def _stop(self) -> None:
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.close()
+        overdue, self._overdue = self._overdue, None
+        if overdue is not None:
+            overdue.cancel()
+
+    def _is_answer(self, data: bytes) -> bool:
+        """Tell whether it is a reply (QR, QUERY) to just this; only case may differ in the name."""
+        asked = self.query[_HEADER_SIZE - 2 : _HEADER_SIZE - 2 + self.size]
+        echoed = data[_HEADER_SIZE : _HEADER_SIZE + self.size]
+        return (
+            data[:2] == self._identifier
+            and len(data) >= _HEADER_SIZE + self.size
+            and data[2] & 0xF8 == 0x80
+            and data[4:6] == b"\0\1"
+            and echoed[:-4].lower() == asked[:-4].lower()
+            and echoed[-4:] == asked[-4:]
+        )
+
+
+class _Datagrams(DatagramProtocol):
+    """A socket for one question: with a new port, and hearing from that one server alone."""
+
+    noisy = False
+
+    def __init__(self, question: _Question) -> None:
+        self._question = question
+
+    def open(self, reactor: Any, place: Place, query: bytes) -> None:
+        """Send the query.
+
+        :raises OSError: there is no way to that address.
+        """
+        interface = "::" if ":" in place[0] else ""
+        reactor.listenUDP(0, self, interface, _MAX_DATAGRAM)
+        assert self.transport is not None
+        self.transport.connect(*place)
+        self.transport.write(query, None)
+
+    def close(self) -> None:
+        if self.transport is not None:
+            self.transport.stopListening()
+
+    def datagramReceived(self, data: bytes, address: Any) -> None:
+        self._question.received(self, data)
+
+    def connectionRefused(self) -> None:
+        self._question.lost(self)
+
+    def stopProtocol(self) -> None:
+        # Also when reading failed, which Twisted ends a port for: ICMP says "no route to host".
+        self._question.lost(self)
+
+
+class _Stream(Int16StringReceiver):
+    """A connection for one question."""
+
+    noisy = False
+
+    def __init__(self, question: _Question) -> None:
+        self._question = question
+        self._query = b""
+        self._connector: Any = None
+
+    def open(self, reactor: Any, place: Place, query: bytes) -> None:
+        """Begin to connect."""
+        self._query = query
+        self._connector = reactor.connectTCP(*place, _StreamFactory(self), TIMEOUT)
+
+    def close(self) -> None:
+        if self._connector is not None:
+            self._connector.disconnect()
+
+    def connectionMade(self) -> None:
+        self.sendString(self._query)
+
+    def stringReceived(self, data: bytes) -> None:
+        self._question.received(self, data)
+
+    def gone(self) -> None:
+        """It could not be made, or has ended."""
+        self._question.lost(self)
+
+
+class _StreamFactory(ClientFactory):
+    noisy = False
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream = stream
+
+    def buildProtocol(self, address: IPv4Address | IPv6Address) -> _Stream:  # type: ignore[override]
+        return self._stream
+
+    def clientConnectionFailed(self, connector: Any, reason: Failure) -> None:
+        self._stream.gone()
+
+    def clientConnectionLost(self, connector: Any, reason: Failure) -> None:
+        self._stream.gone()
