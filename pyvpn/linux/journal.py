@@ -8,10 +8,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pyvpn.files import replace_file
-from pyvpn.linux.steps import Before, Step, step_from_json, step_to_json
+from pyvpn.linux.steps import Before, UndoneStep, step_from_json, step_to_json
 
 VERSION = 1
 
@@ -19,7 +20,7 @@ VERSION = 1
 class Record(NamedTuple):
     """One change that was made, or was about to be, and what it takes to undo it."""
 
-    step: Step
+    step: UndoneStep
     before: Before
 
 
@@ -92,6 +93,30 @@ class Journal:
                 f"cannot write the journal {self.path}: {error.strerror};"
                 " choose another directory with --run-dir"
             ) from error
+
+    def register(self, records: Sequence[Record]) -> None:
+        """Put these behind the others, on the disk too; then, and not before, make the changes.
+
+        :raises JournalError: the file cannot be written; none of them is registered.
+        """
+        if not records:
+            return
+        self.records += records
+        try:
+            self.save()
+        except JournalError:
+            del self.records[-len(records) :]
+            raise
+
+    def forget(self, records: Sequence[Record]) -> None:
+        """These are undone, or never were done."""
+        if not records:
+            return
+        self.records = [record for record in self.records if record not in records]
+        try:
+            self.save()
+        except JournalError:
+            pass  # the one on the disk names more than there is to undo, which does no harm
 
     def remove(self) -> None:
         """Nothing is left to undo. Harmless twice."""

@@ -1,22 +1,41 @@
 """From a desired state as it comes over the socket to the steps that make it, each field checked.
 
-The service may have been taken over by whoever found a hole in it, the child has root: so nothing
-passes that the VPN does not need. Standard library only.
+Standard library only, because the privileged child imports it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import Any
 
+from pyvpn.linux import received
+from pyvpn.linux.fields import (
+    MAX_ENTRIES,
+    Refused,
+    entries,
+    fields,
+    interface_name,
+    network,
+    text,
+)
+from pyvpn.linux.firewall import TABLES
 from pyvpn.linux.ledger import sysctl_path
-from pyvpn.linux.steps import MTU, AddressOn, Quiet, RouteVia, Step, SuperPackets, Sysctl, Up
+from pyvpn.linux.steps import (
+    MTU,
+    AddressOn,
+    FirewallTable,
+    KillSwitchSet,
+    NameServersTaken,
+    PolicyRule,
+    Quiet,
+    RouteVia,
+    Step,
+    SuperPackets,
+    Sysctl,
+    Up,
+)
 from pyvpn.linux.system import System
-
-MAX_ENTRIES = 4096
-"""Links, addresses and routes of one state: a hub's CONFIG holds far fewer; bounds the batch."""
 
 MIN_MTU = 576
 MIN_MTU_IPV6 = 1280
@@ -25,101 +44,94 @@ MAX_MTU = 65535
 MIN_GSO_SIZE, MAX_GSO_SIZE = 4096, 65536
 """linux/netdevice.h, GSO_LEGACY_MAX_SIZE; and what is no super-packet any more."""
 
-# The kernel allows more in a name; but a line of ip -batch knows spaces, quotes, '#' and '\\'.
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,14}")
-
 _SYSCTLS = (
     (re.compile(r"net/ipv4/ip_forward"), ("1",)),
+    (re.compile(r"net/ipv4/conf/all/src_valid_mark"), ("1",)),
     (re.compile(r"net/ipv4/conf/(?!\.{1,2}/)[^/\0]{1,15}/send_redirects"), ("0",)),
     (re.compile(r"net/ipv6/conf/all/forwarding"), ("1",)),
     (re.compile(r"net/ipv6/conf/(?!\.{1,2}/)[^/\0]{1,15}/accept_ra"), ("2",)),
 )
-"""Which keys may be set, and to what: forwarding and what goes with it."""
+"""Which keys may be set, and to what: forwarding and what goes with it, and that the way back of
+a packet is judged by its mark."""
 
-
-_LATER = ("rules", "firewall", "kill_switch", "name_servers")
-
-
-class Refused(Exception):
-    """The state holds something that the child does not do; the text says what."""
-
-
-def is_interface_name(name: object) -> bool:
-    """May ``name`` stand in a command and in a path below /proc/sys/net?"""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None and name not in (".", "..")
+_TABLES = range(TABLES, TABLES + 65536)
 
 
 def plan(state: object, system: System) -> tuple[list[Step], list[str]]:
     """The steps that make ``state`` (:meth:`pyvpn.linux.desired.SystemState.to_json`), in order.
 
-    Links come first and sysctls last, so that a mistake shows before the whole machine forwards.
-    Wishes come between them, so that what must succeed on the links goes in one batch.
+    The kill switch comes first, so that nothing leaves meanwhile. Sysctls come late, so that a
+    mistake shows before the whole machine forwards; name servers last, when there is a way to
+    them. Wishes come after what must succeed on the links, which so goes in one batch.
 
     :returns: the steps, and notes for people about what is left out because IPv6 is off.
     :raises Refused: a field is missing, malformed or not allowed.
     """
-    whole = _fields(state, "the state", "links", "routes", "sysctls", *_LATER)
-    for name in _LATER:
-        if whole[name]:
-            raise Refused(f"{name} cannot be set yet")
+    whole = fields(
+        state,
+        "the state",
+        *("links", "routes", "sysctls", "rules", "firewall", "kill_switch", "name_servers"),
+    )
     steps: list[Step] = []
     notes: list[str] = []
     wishes: list[SuperPackets] = []
     devices: dict[str, bool] = {}  # name → has IPv6
-    for link in _entries(whole["links"], "links"):
-        fields = _fields(link, "a link", "name", "mtu", "addresses", "gso_max_size")
-        device = _name(fields["name"])
-        generation = _address_generation(device, system)
-        devices[device] = generation is not None
-        addresses = [
-            _address(device, one) for one in _entries(fields["addresses"], f"addresses of {device}")
-        ]
-        present = []
-        for address in addresses:
-            if ip_interface(address.interface).version == 6 and generation is None:
-                notes.append(f"note: IPv6 is off on {device}: address {address.interface} left out")
-            else:
-                present.append(address)
-        steps.append(MTU(device, _mtu(fields["mtu"], addresses)))
-        if generation is not None:
-            steps.append(Quiet(device, generation))
-        steps.append(Up(device))
-        steps.extend(present)
-        if fields["gso_max_size"] is not None:
-            wishes.append(SuperPackets(device, _gso_size(fields["gso_max_size"])))
-    for route in _entries(whole["routes"], "routes"):
-        via = _route(route, devices)
-        if ip_network(via.destination).version == 6 and not devices[via.device]:
-            notes.append(f"note: IPv6 is off on {via.device}: route {via.destination} left out")
-        else:
-            steps.append(via)
-    steps.extend(wishes)
+    if whole["kill_switch"] is not None:
+        # Without its link, as it stands before the TUN has a use.
+        steps.append(KillSwitchSet(received.kill_switch(whole["kill_switch"])))
+    for link in entries(whole["links"], "links"):
+        made, wish, without = _link(link, devices, system)
+        steps += made
+        wishes += wish
+        notes += without
+    for made, without in (
+        _routes(whole["routes"], devices, system),
+        _rules(whole["rules"], devices, system),
+    ):
+        steps += made
+        notes += without
+    if whole["firewall"] is not None:
+        firewall = received.firewall(whole["firewall"])
+        _must_be_link(firewall.device, devices, "the firewall")
+        steps.append(FirewallTable(firewall))
+    steps += wishes
     for sysctl in _sysctls(whole["sysctls"]):
         if sysctl.key.startswith("net/ipv6/") and not _ipv6_on("all", system):
             notes.append(f"note: IPv6 is off: sysctl {sysctl.key} left out")
         else:
             steps.append(sysctl)
+    if whole["name_servers"] is not None:
+        name_servers = received.name_servers(whole["name_servers"])
+        _must_be_link(name_servers.device, devices, "the list of name servers")
+        steps.append(NameServersTaken(name_servers))
     if len(set(steps)) != len(steps):
         raise Refused("the state names something twice")
     return steps, notes
 
 
-def _fields(value: object, what: str, *names: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict) or set(value) != set(names):
-        raise Refused(f"{what} must have the fields {', '.join(names)}")
-    return value
-
-
-def _entries(value: object, what: str) -> list[Any]:
-    if not isinstance(value, list) or len(value) > MAX_ENTRIES:
-        raise Refused(f"{what} must be a list of at most {MAX_ENTRIES} entries")
-    return value
-
-
-def _name(value: object) -> str:
-    if not isinstance(value, str) or not is_interface_name(value):
-        raise Refused(f"{value!r} is no name of an interface")
-    return value
+def _link(
+    value: object, devices: dict[str, bool], system: System
+) -> tuple[list[Step], list[SuperPackets], list[str]]:
+    """The steps, the wishes and the notes of one link, which is added to ``devices``."""
+    given = fields(value, "a link", "name", "mtu", "addresses", "gso_max_size")
+    device = interface_name(given["name"])
+    generation = _address_generation(device, system)
+    devices[device] = generation is not None
+    wanted = [
+        _address(device, one) for one in entries(given["addresses"], f"addresses of {device}")
+    ]
+    steps: list[Step] = [MTU(device, _mtu(given["mtu"], wanted))]
+    if generation is not None:
+        steps.append(Quiet(device, generation))
+    steps.append(Up(device))
+    notes = []
+    for address in wanted:
+        if ip_interface(address.interface).version == 6 and generation is None:
+            notes.append(f"note: IPv6 is off on {device}: address {address.interface} left out")
+        else:
+            steps.append(address)
+    size = given["gso_max_size"]
+    return steps, [] if size is None else [SuperPackets(device, _gso_size(size))], notes
 
 
 def _mtu(value: object, addresses: list[AddressOn]) -> int:
@@ -137,10 +149,10 @@ def _gso_size(value: object) -> int:
 
 
 def _address(device: str, value: object) -> AddressOn:
-    fields = _fields(value, "an address", "interface", "peer")
+    given = fields(value, "an address", "interface", "peer")
     try:
-        local = ip_interface(_text(fields["interface"]))
-        peer = None if fields["peer"] is None else ip_address(_text(fields["peer"]))
+        local = ip_interface(text(given["interface"]))
+        peer = None if given["peer"] is None else ip_address(text(given["peer"]))
     except ValueError as error:
         raise Refused(str(error)) from error
     if peer is not None and peer.version != local.version:
@@ -148,15 +160,80 @@ def _address(device: str, value: object) -> AddressOn:
     return AddressOn(device, str(local), None if peer is None else str(peer))
 
 
+def _routes(
+    value: object, devices: Mapping[str, bool], system: System
+) -> tuple[list[Step], list[str]]:
+    steps: list[Step] = []
+    notes = []
+    for one in entries(value, "routes"):
+        via = _route(one, devices)
+        version = ip_network(via.destination).version
+        if version == 4 or (devices[via.device] and via.route_type == "unicast"):
+            steps.append(via)
+        elif not _ipv6_known(system):
+            notes.append(f"note: IPv6 is off: route {via.destination} left out")
+        elif via.table is None:
+            notes.append(f"note: IPv6 is off on {via.device}: route {via.destination} left out")
+        elif via.route_type == "unicast":
+            # Or it would leave around the tunnel, on an interface where IPv6 is on.
+            steps.append(RouteVia(via.device, via.destination, via.table, "unreachable"))
+            notes.append(
+                f"note: IPv6 is off on {via.device}: {via.destination} is not reachable at all"
+            )
+        else:
+            steps.append(via)
+    _must_differ((step.table, step.destination) for step in steps if isinstance(step, RouteVia))
+    return steps, notes
+
+
+def _must_differ(routes: Iterable[tuple[int | None, str]]) -> None:
+    seen = set()
+    for table, destination in routes:
+        if (table, destination) in seen:
+            raise Refused(f"there are two routes to {destination}")
+        seen.add((table, destination))
+
+
 def _route(value: object, devices: Mapping[str, bool]) -> RouteVia:
-    fields = _fields(value, "a route", "destination", "device", "table", "kind")
-    device = _name(fields["device"])
+    given = fields(value, "a route", "destination", "device", "table", "kind")
+    device = _must_be_link(interface_name(given["device"]), devices, "a route")
+    table = None if given["table"] is None else _table(given["table"])
+    route_type = given["kind"]
+    if route_type not in ("unicast", "throw", "unreachable"):
+        raise Refused(f"there is no route of the kind {route_type!r}")
+    if table is None and route_type != "unicast":
+        raise Refused(f"a route of the kind {route_type} must be in a table of ours")
+    return RouteVia(device, network(given["destination"]), table, route_type)
+
+
+def _rules(
+    value: object, devices: Mapping[str, bool], system: System
+) -> tuple[list[Step], list[str]]:
+    steps: list[Step] = []
+    notes = []
+    for one in entries(value, "rules"):
+        given = fields(one, "a rule", "family", "table", "device")
+        _must_be_link(interface_name(given["device"]), devices, "a rule")
+        if type(given["family"]) is not int or given["family"] not in (4, 6):
+            raise Refused(f"there is no family {given['family']!r}")
+        rule = PolicyRule(given["family"], _table(given["table"]))
+        if rule.family == 6 and not _ipv6_known(system):
+            notes.append(f"note: IPv6 is off: rule for table {rule.table} left out")
+        else:
+            steps.append(rule)
+    return steps, notes
+
+
+def _table(value: object) -> int:
+    if type(value) is not int or value not in _TABLES:
+        raise Refused(f"routing table {value!r} is none of ours")
+    return value
+
+
+def _must_be_link(device: str, devices: Mapping[str, bool], what: str) -> str:
     if device not in devices:
-        raise Refused(f"a route names {device}, which is no link of this state")
-    try:
-        return RouteVia(device, str(ip_network(_text(fields["destination"]))))
-    except ValueError as error:
-        raise Refused(str(error)) from error
+        raise Refused(f"{what} names {device}, which is no link of this state")
+    return device
 
 
 def _sysctls(value: object) -> list[Sysctl]:
@@ -174,11 +251,13 @@ def _sysctls(value: object) -> list[Sysctl]:
     return made
 
 
-def _text(value: object) -> str:
-    # ipaddress also takes integers and bytes, and a scope ("fe80::1%eth0") that ip(8) does not.
-    if not isinstance(value, str) or "%" in value:
-        raise Refused(f"{value!r} is no address")
-    return value
+def _ipv6_known(system: System) -> bool:
+    """Does the kernel know of IPv6, even if it is off on some or all interfaces?"""
+    try:
+        system.read(sysctl_path("net/ipv6/conf/all/disable_ipv6"))
+    except OSError:
+        return False
+    return True
 
 
 def _ipv6_on(device: str, system: System) -> bool:

@@ -10,6 +10,10 @@ from dataclasses import asdict, dataclass, field
 from ipaddress import ip_interface
 from typing import Any, ClassVar
 
+from pyvpn.linux import received
+from pyvpn.linux.firewall import MARK, PRIORITY, Firewall, KillSwitch, table_name
+from pyvpn.linux.nameservers import NameServers
+
 Before = dict[str, Any]
 """What a step must know of the time before it, to be undone: JSON values."""
 
@@ -120,20 +124,84 @@ class AddressOn:
 
 @dataclass(frozen=True)
 class RouteVia:
-    """``destination`` is reached through the interface."""
+    """``destination`` is reached through the interface.
+
+    :ivar table: the routing table, None for the main one.
+    :ivar route_type: ``unicast``, or ``throw`` or ``unreachable``, which no interface takes along
+        when it goes.
+    """
 
     kind: ClassVar[str] = "route"
     device: str
     destination: str
+    table: int | None = None
+    route_type: str = "unicast"
+
+    def _words(self) -> str:
+        if self.route_type == "unicast":
+            words = f"{self.destination} dev {self.device}"
+        else:
+            words = f"{self.route_type} {self.destination}"
+        return words if self.table is None else f"{words} table {self.table}"
 
     def do(self) -> str:
-        return f"route add {self.destination} dev {self.device}"
+        return f"route add {self._words()}"
 
     def before(self, link: LinkInfo) -> Before:
         return {"ifindex": link["ifindex"]}
 
     def undo(self, before: Before, link: LinkInfo) -> str | None:
-        return f"route delete {self.destination} dev {self.device}"
+        return f"route delete {self._words()}"
+
+
+@dataclass(frozen=True)
+class PolicyRule:
+    """What does not carry our mark asks our routing table first."""
+
+    kind: ClassVar[str] = "rule"
+    family: int
+    table: int
+
+    def _words(self) -> str:
+        return f"priority {PRIORITY} not fwmark {MARK:#x} lookup {self.table}"
+
+    def do(self) -> str:
+        return f"rule add {self._words()}"
+
+    def undo(self) -> str:
+        return f"rule delete {self._words()}"
+
+
+@dataclass(frozen=True)
+class FirewallTable:
+    """Our table of nftables. Another value for the same table takes its place at once."""
+
+    kind: ClassVar[str] = "firewall"
+    firewall: Firewall
+
+    @property
+    def place(self) -> str:
+        return table_name(self.firewall)
+
+
+@dataclass(frozen=True)
+class KillSwitchSet:
+    """The kill switch stands. Not among what is undone, so that it outlives us."""
+
+    kind: ClassVar[str] = "kill-switch"
+    kill_switch: KillSwitch
+
+
+@dataclass(frozen=True)
+class NameServersTaken:
+    """Names are asked of these. Others for the same interface take their place at once."""
+
+    kind: ClassVar[str] = "name-servers"
+    name_servers: NameServers
+
+    @property
+    def place(self) -> str:
+        return f"name servers of {self.name_servers.device}"
 
 
 @dataclass(frozen=True)
@@ -170,40 +238,87 @@ class SuperPackets:
 
 
 LinkStep = MTU | Quiet | Up | AddressOn | RouteVia | SuperPackets
-Step = LinkStep | Sysctl
+IPStep = LinkStep | PolicyRule
+UndoneStep = IPStep | Sysctl | FirewallTable | NameServersTaken
+Step = UndoneStep | KillSwitchSet
 
 _KINDS: dict[str, type[Any]] = {
-    each.kind: each for each in (MTU, Quiet, Up, AddressOn, RouteVia, SuperPackets, Sysctl)
+    each.kind: each
+    for each in (
+        MTU,
+        Quiet,
+        Up,
+        AddressOn,
+        RouteVia,
+        PolicyRule,
+        FirewallTable,
+        SuperPackets,
+        Sysctl,
+        NameServersTaken,
+    )
 }
+_ORDER = {kind: number for number, kind in enumerate(_KINDS)}
 
 
-def step_to_json(step: Step) -> dict[str, Any]:
+def order(step: UndoneStep) -> int:
+    """Of two steps the one with the higher number is made later and undone sooner.
+
+    So that what leads traffic somewhere goes before that goes itself, in whatever order a service
+    came to want the two.
+    """
+    return _ORDER[step.kind]
+
+
+def on_link(step: UndoneStep) -> bool:
+    """Does it go away by itself with its interface?"""
+    if isinstance(step, RouteVia):
+        return step.route_type == "unicast"
+    return isinstance(step, LinkStep)
+
+
+def place(step: UndoneStep) -> str | None:
+    """Of two steps with the same place the later one replaces the other; None for no place."""
+    return step.place if isinstance(step, FirewallTable | NameServersTaken) else None
+
+
+def step_to_json(step: UndoneStep) -> dict[str, Any]:
     """A step as a JSON object, for the journal."""
-    return {"kind": step.kind, **asdict(step)}
+    data = {"kind": step.kind, **asdict(step)}
+    if isinstance(step, FirewallTable):
+        data["firewall"]["kind"] = step.firewall.kind
+    return data
 
 
-def step_from_json(data: Mapping[str, Any]) -> Step:
+def step_from_json(data: Mapping[str, Any]) -> UndoneStep:
     """The reverse of :func:`step_to_json`.
 
-    :raises KeyError, TypeError: not what we wrote.
+    :raises KeyError, TypeError, ValueError: not what we wrote.
     """
     fields = dict(data)
-    made: Step = _KINDS[fields.pop("kind")](**fields)
+    kind = _KINDS[fields.pop("kind")]
+    if kind is FirewallTable:
+        return FirewallTable(received.firewall(fields["firewall"]))
+    if kind is NameServersTaken:
+        return NameServersTaken(received.name_servers(fields["name_servers"]))
+    made: UndoneStep = kind(**fields)
     return made
 
 
-def steps_to_drop(made: Iterable[Step], wanted: Iterable[Step]) -> list[Step]:
+def steps_to_drop(made: Iterable[UndoneStep], wanted: Iterable[Step]) -> list[UndoneStep]:
     """Those of ``made`` (in the order they were made) that must be undone to come to ``wanted``.
 
     The kernel takes more away than one asks for: with an interface's first IPv4 address go the
-    others of its subnet, with its last one and with the link itself go the routes. So once an
-    address or link goes, all later addresses and routes of that interface go too, to be made anew.
+    others of its subnet, with its last one and with the link itself go the routes, in every table.
+    So once an address or link goes, all later addresses and routes of that interface go too, to be
+    made anew. Rules, tables of nftables and routes that lead nowhere hang on no interface.
     """
     keep = set(wanted)
     shaken: set[str] = set()
-    dropped: list[Step] = []
+    dropped: list[UndoneStep] = []
     for step in made:
-        dependent = isinstance(step, AddressOn | RouteVia) and step.device in shaken
+        dependent = (
+            isinstance(step, AddressOn | RouteVia) and on_link(step) and step.device in shaken
+        )
         if step in keep and not dependent:
             continue
         dropped.append(step)
