@@ -84,7 +84,8 @@ class KillSwitch:
     discovery, DHCP, UDP with :data:`MARK` from ``ports``, marked questions to ``resolvers`` (UDP
     port 53), and what goes to ``lan``; but no questions for names (port 53), since a home router
     hands those on to anybody. What this machine forwards for others (containers) goes through
-    ``device`` or to ``lan``, and the answers that come through ``device`` go back to them.
+    ``device`` or to ``lan``, and the answers that come through ``device`` go back to them. Below
+    IP nothing is held: packet sockets, which take privileges, and machines bridged to the uplink.
 
     :ivar owner: whose it is, as ``client-home``: only that one changes or lifts it.
     :ivar device: the TUN.
@@ -198,6 +199,7 @@ def _client(firewall: ClientFirewall) -> list[_Chain]:
         forward = [
             *_clamped(tun),
             f"iifname {tun} ct state established,related accept",
+            f"iifname {tun} {_PUBLISHED}",
             *(f"iifname {tun} oifname != {tun} {those} accept" for those in between),
             f"iifname {tun} counter drop",
         ]
@@ -217,7 +219,7 @@ def _hub(firewall: HubFirewall) -> list[_Chain]:
         rules += [f"{within} {those} accept" for those in _from(firewall.subnets)]
         rules.append(f"{within} ct state related accept")
         rules.append(f"{within} counter drop")
-    rules.append(f"{within} accept")
+    rules += [f"{within} accept", f"iifname {tun} {_PUBLISHED}"]
     rules += [f"iifname {tun} {those} accept" for those in out]
     if firewall.internet:
         # No router hands these on (RFC 3927 section 2.7); in clouds the keys of the machine
@@ -234,6 +236,8 @@ def _hub(firewall: HubFirewall) -> list[_Chain]:
     return chains
 
 
+# What came for an address of this machine, and was sent on to a container by a rule of its owner's.
+_PUBLISHED = "ct status dnat accept"
 _FORWARD = "type filter hook forward priority filter; policy accept;"
 _SOURCE_NAT = "type nat hook postrouting priority srcnat; policy accept;"
 

@@ -268,6 +268,16 @@ class ClientShare(KernelTest):
         self.tun.deliver(*probes)
         self.assertEqual(self.other_cable.ours() + self.office_cable.ours(), [])
 
+    def test_published(self) -> None:
+        """A port of this machine that its owner hands on to a container stays one for the VPN."""
+        hook = "type nat hook prerouting priority dstnat;"
+        rules = "udp dport 80 dnat ip to 192.168.6.9;"
+        nft(self.client, f"table inet published {{ chain c {{ {hook} {rules} }}; }}")
+        nft(self.client, script(self.shared))
+        container = self.listener(self.other, "192.168.6.9", 80)
+        self.tun.deliver(udp("10.10.0.7", "10.10.0.2", 80, b"published"))
+        self.assertEqual(received(container), b"published")
+
     def test_from_behind(self) -> None:
         """What the networks behind start through the tunnel is answered."""
         nft(self.client, script(self.shared))
@@ -426,6 +436,20 @@ class Hub(KernelTest):
             ends(self.tun.taken()),
             [(ICMP, "10.10.0.1", "10.10.0.7"), (ICMP6, "fd00:10::1", "fd00:10::7")],
         )
+
+    def test_published(self) -> None:
+        """A port of the hub's own that its owner hands on to a container stays one for clients."""
+        hook = "type nat hook prerouting priority dstnat;"
+        rules = "udp dport 80 dnat ip to 192.0.2.1; udp dport 80 dnat ip6 to 2001:db8::1;"
+        nft(self.hub, f"table inet published {{ chain c {{ {hook} {rules} }}; }}")
+        self.load()
+        for ours, (client, _), target in zip(
+            ("10.10.0.1", "fd00:10::1"), self.CLIENTS, self.OUTSIDE, strict=True
+        ):
+            container = self.listener(self.world, target, 80)
+            self.tun.deliver(udp(client, ours, 80, b"published"), udp(client, target, 81))
+            self.assertEqual(received(container), b"published")
+            self.assertEqual(ends(self.uplink.ours()), [(UDP, client, target)])
 
     def test_errors_pass(self) -> None:
         """An ICMP error about a client's packet gets back to the client."""
