@@ -1,10 +1,11 @@
-"""The quick scenes of tests/scenes, with real WireGuard programs, and the runner of all of them."""
+"""The quick scenes of tests/scenes, with real programs all around, and the runner of all of them."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import re
 import shutil
 import struct
 import sys
@@ -17,11 +18,11 @@ from tests.netns.lab import why_not
 from tests.netns.processes import search_path
 from tests.scenes.__main__ import main, play, play_all
 from tests.scenes.ends import parse_dump
-from tests.scenes.scenes import LIST, QUICK, Scene, scenes
+from tests.scenes.scenes import LIST, NETWORKS, QUICK, QUICK_NETWORKS, Scene, scenes
 from tests.scenes.tunnel import shown_endpoint
 from tests.scenes.wire import COOKIE_REPLY, DATA, INITIATION, datagrams
 
-PROGRAMS = ("wireguard-go", "wg", "wg-quick", "tcpdump", "ethtool")
+PROGRAMS = ("wireguard-go", "wg", "wg-quick", "tcpdump", "ethtool", "dnsmasq", "udhcpc", "curl")
 
 
 class QuickScenes(SynchronousTestCase):
@@ -49,7 +50,8 @@ def _test_of(scene: Scene) -> Callable[[QuickScenes], None]:
 
 for _scene in scenes({}):
     if _scene.quick:
-        _name = f"test_{_scene.act.__name__}_{_scene.client}_to_{_scene.server}".replace("-", "_")
+        _name = f"test_{_scene.act.__name__}_{_scene.client}_to_{_scene.server}"
+        _name = re.sub(r"\W", "_", _name)
         _test = _test_of(_scene)
         _test.__name__ = _name
         setattr(QuickScenes, _name, _test)
@@ -119,10 +121,12 @@ class RunnerTests(SynchronousTestCase):
         here, both = scenes({}), scenes({"WIREGUARD_GO": "/somewhere"})
         names = [scene.name for scene in both]
         self.assertEqual(len(set(names)), len(names))
-        self.assertEqual({scene.act for scene in here}, {act for _, act, _, _ in LIST})
+        known = {act for _, act, _, _ in (*LIST, *NETWORKS)}
+        self.assertEqual({scene.act for scene in here}, known)
         self.assertTrue(set(here) < set(both))
         quick = {(each.act, each.client, each.server) for each in here if each.quick}
-        self.assertEqual(quick, QUICK)
+        of_networks = {(act, options, "quick") for act, options in QUICK_NETWORKS}
+        self.assertEqual(quick, QUICK | of_networks)
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             self.assertEqual(main(["--list", "--only", "rekey is not what it is called"]), 0)

@@ -19,7 +19,6 @@ from typing import NamedTuple
 from tests.netns.namespaces import why_not
 from tests.netns.processes import LabError
 from tests.scenes.ends import Failed
-from tests.scenes.hosts import WireGuardLab
 from tests.scenes.scenes import Scene, scenes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -38,7 +37,7 @@ class Verdict(NamedTuple):
 def play(scene: Scene) -> str | None:
     """Play one scene here; why it failed, in a line and the logs' ends, or None."""
     try:
-        with WireGuardLab() as lab:
+        with scene.lab() as lab:
             scene.act(lab, scene.client, scene.server)
     except (Failed, LabError) as error:
         return str(error)

@@ -4,19 +4,25 @@ A scene is a function of traffic.py, handshakes.py, control.py or hub.py. It tak
 and the kinds of its client and its server (ends.py), and raises :class:`Failed` or
 :class:`LabError` with one line. ``LIST`` has each with each pair that it is for; the pairs of
 wireguard-go alone show that the scene itself is right.
+
+``NETWORKS`` has those of networks/, about the networks that people are in. They have a laboratory
+of their own, and take in place of the ends a word for the client's options and one for how long
+the scene may be.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.scenes.control import agreement, all_traffic, deleted_link, many_in_conf, many_networks
 from tests.scenes.ends import NEWEST, THEIRS
 from tests.scenes.handshakes import cookie, rekey, rekey_when_idle, wrong_key, wrong_psk
 from tests.scenes.hosts import WireGuardLab
 from tests.scenes.hub import exported, imported, key_made_elsewhere, switched_off, together
+from tests.scenes.networks import home
+from tests.scenes.networks.lab import NetworksLab
 from tests.scenes.traffic import (
     nat_that_forgets,
     passive_keepalive,
@@ -27,7 +33,8 @@ from tests.scenes.traffic import (
     roaming_server,
 )
 
-Act = Callable[[WireGuardLab, str, str], None]
+#: The laboratory, and a word each for the client and the server, or for options and length.
+Act = Callable[[Any, str, str], None]
 
 
 class Scene(NamedTuple):
@@ -42,6 +49,7 @@ class Scene(NamedTuple):
     seconds: int
     #: loads the machine so that others would suffer
     loud: bool = False
+    lab: type[WireGuardLab] | type[NetworksLab] = WireGuardLab
 
 
 BETWEEN_THEIRS = [(name, name) for name in THEIRS]
@@ -99,6 +107,40 @@ QUICK = {
 }
 
 
+#: What it is called, what it does, the client's options, how many seconds it takes at most when it
+#: is quick.
+NETWORKS: list[tuple[str, Act, list[str], int]] = [
+    ("home router", home.home, ["vpn alone", "all traffic"], 120),
+    ("home router, programs that never rest", home.kill_switch, ["kill switch"], 150),
+    ("home router, programs that never rest", home.without_kill_switch, ["all traffic"], 30),
+]
+#: Those of the test suite.
+QUICK_NETWORKS = {
+    (home.home, "all traffic"),
+    (home.kill_switch, "kill switch"),
+    (home.without_kill_switch, "all traffic"),
+}
+#: Those in which a machine sleeps: twenty seconds, and once more for minutes, LONGER in all.
+SLEEPING = {home.home, home.kill_switch}
+LONGER = 200
+
+
+def networks() -> list[Scene]:
+    """Every scene of networks/."""
+    found = []
+    for name, act, variants, seconds in NETWORKS:
+        for variant in variants:
+            quick = (act, variant) in QUICK_NETWORKS
+            full = f"{name}: {variant}"
+            short = Scene(full, act, variant, "quick", quick, seconds, lab=NetworksLab)
+            found.append(short)
+            if act in SLEEPING:
+                limit = seconds + LONGER
+                full = f"{full}, long"
+                found.append(Scene(full, act, variant, "long", False, limit, lab=NetworksLab))
+    return found
+
+
 def scenes(environment: Mapping[str, str] = os.environ) -> list[Scene]:
     """Every scene; those with the newest wireguard-go only where ``WIREGUARD_GO`` names one."""
     named = environment.get("WIREGUARD_GO")
@@ -110,4 +152,4 @@ def scenes(environment: Mapping[str, str] = os.environ) -> list[Scene]:
             quick = (act, client, server) in QUICK
             full = f"{name}: {client} to {server}"
             found.append(Scene(full, act, client, server, quick, seconds, loud=act is cookie))
-    return found
+    return [*found, *networks()]

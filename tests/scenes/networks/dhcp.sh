@@ -26,5 +26,6 @@ bound | renew)
     for server in $dns; do
         echo "nameserver $server"
     done >/etc/resolv.conf
+    echo configured
     ;;
 esac

@@ -89,6 +89,10 @@ class NetworksLab(Lab):
         """The host's directory."""
         return self._home(host)
 
+    def directories(self, host: str, *options: str) -> list[str]:
+        """``--state-dir``, ``--run-dir`` and the like with the host's own directories."""
+        return self._directories(host, *options)
+
     def etc(self, host: str, file: str) -> Path:
         """A file of the host's own /etc, as it is seen from here."""
         return self._home(host) / "etc" / file
@@ -162,9 +166,20 @@ class NetworksLab(Lab):
             "1",
         ]
         process = self.spawn(host, [*argv, "-A", "1", "-O", "staticroutes", "-O", "121"], "udhcpc")
-        process.wait_for_text(r"lease of \S+ obtained")
+        process.wait_for_text("configured")
         self.wait_until(lambda: self.announced(host), f"a router advertisement to {host}")
         return process
+
+    def move(self, host: str, subnet: Subnet, *options: str) -> None:
+        """Take a host to another place: its cable is out for a moment, and then the router hands
+        out another subnet."""
+        for process in self.processes:
+            if process.host == host and "udhcpc" in process.argv and process.running:
+                process.stop()
+        self._ip("-n", self.namespace(host), "link", "set", "eth0", "down")
+        self.serve(subnet, *options)
+        self._ip("-n", self.namespace(host), "link", "set", "eth0", "up")
+        self.lease(host)
 
     def announced(self, host: str) -> bool:
         """Whether a host has an IPv6 way to the internet that somebody announced."""
@@ -175,16 +190,6 @@ class NetworksLab(Lab):
         """A web server on port 80, IPv4 and IPv6, that says `name` and whom it sees (web.py)."""
         process = self.spawn(host, [sys.executable, web.__file__, name], "web")
         return self._listening(process, 80, 10)
-
-    def record(self, host: str, interface: str, file: str, *words: str) -> Process:
-        """Record what comes in at an interface: what the machine at its other end sends. As
-        :meth:`capture`; end it with :meth:`captured`."""
-        path = self._home(host) / file
-        argv = [program("tcpdump"), "-i", interface, "-Q", "in", "-n", "-s", "0", "-U"]
-        argv += ["-B", "32768", "-Z", "root", *words, "-w", str(path)]
-        process = self.spawn(host, argv, "tcpdump")
-        process.wait_for_text("listening on")
-        return process
 
     def mac(self, host: str, interface: str = "eth0") -> str:
         """An interface's link address."""
@@ -224,7 +229,7 @@ class NetworksLab(Lab):
         self.run("router", ["sysctl", "-qw", *forward], check=True)
         self.run("router", ["nft", "-f", "-"], stdin=ROUTER_RULES, check=True)
         self.run("neighbour", ["sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=0"], check=True)
-        fixed = (f"{HOME.ipv4}.66/24", f"{HOME.ipv6}::66/64")
+        fixed = (f"{HOME.ipv4}.66/24", f"{ELSEWHERE.ipv4}.66/24", f"{HOME.ipv6}::66/64")
         lines = [f"address add {address} dev eth0" for address in fixed]
         lines += [f"route add default via {way}" for way in (HOME.gateway4, HOME.gateway6)]
         self.ip("neighbour", *lines)

@@ -12,6 +12,7 @@ The last is counted apart from the rest, since it tells the network whose VPN so
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -106,12 +107,20 @@ class Tally:
         return f"{counted}{worst}"
 
 
-def tally(pcap: bytes, sorting: Sorting, *, source: str | None = None, since: float = 0.0) -> Tally:
-    """Sort a recording; frames of another link address than `source` are left out."""
-    mac = None if source is None else bytes.fromhex(source.replace(":", ""))
+def tally(
+    pcap: bytes,
+    sorting: Sorting,
+    *,
+    source: str,
+    since: float = 0.0,
+    until: float = math.inf,
+) -> Tally:
+    """Sort what a link address `source` has sent in a recording, from `since` on and before
+    `until` (Unix seconds)."""
+    mac = bytes.fromhex(source.replace(":", ""))
     found = Tally()
     for frame in frames(pcap):
-        if frame.at < since or (mac is not None and frame.data[6:12] != mac):
+        if not since <= frame.at < until or frame.data[6:12] != mac:
             continue
         kind = sorting.kind(frame.data)
         found.kinds[kind] += 1
