@@ -36,7 +36,7 @@ MAX_ALIASES = 8
 
 MAX_ANSWER = 512
 """Bytes that are read of an answer: without EDNS there are no more (RFC 1035, 4.2.1). They also
-bound how long a hostile one can keep us reading: 2 ms, all of it names that point into a long one."""
+bound how long a hostile one keeps us reading: 2 ms, where each name points into a long one."""
 
 _RCODES = {dns.EFORMAT: "FORMERR", dns.ESERVER: "SERVFAIL", dns.ENOTIMP: "NOTIMP"} | {
     dns.EREFUSED: "REFUSED"

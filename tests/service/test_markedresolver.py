@@ -278,6 +278,20 @@ class ResolveTests(ResolverCase):
         self.assertEqual(self.successResultOf(done).places, [("192.0.2.7", 5)])
         self.assertIdle()
 
+    def test_late_failure(self) -> None:
+        """A failure that comes late makes nobody else be asked sooner."""
+        self.name_servers = lambda: [V4, OTHER, V6]
+        self.resolve()
+        late = self.asked()
+        self.clock.advance(1.5)
+        self.assertEqual(self.hosts_asked(), [OTHER])
+        for question in late:
+            question.answer(rCode=dns.ESERVER)
+        self.clock.advance(1.4375)
+        self.assertEqual(self.asked(), [])
+        self.clock.advance(0.0625)
+        self.assertEqual(self.hosts_asked(), [V6])
+
     def test_failing_server(self) -> None:
         """Who fails or refuses is passed over at once, and asked again 1.5 s later, not before."""
         self.name_servers = lambda: [V4, OTHER]
@@ -498,6 +512,16 @@ class ResolveTests(ResolverCase):
         self.successResultOf(self.resolver.close())
         self.assertEqual(self.problem(self.resolve()), "no socket is open to ask with")
 
+    def test_close_on_answer(self) -> None:
+        """Who is told that there is no answer may close the resolver; others are told then, too,
+        though their time ends at the same moment."""
+        first, second = self.resolve(), self.resolve("a.example")
+        first.addCallback(lambda found: [self.resolver.close(), found][1])
+        self.clock.advance(5)
+        self.assertEqual(self.problem(first), f"{V4} {SILENT}")
+        problems = self.successResultOf(second).problems
+        self.assertEqual(problems, [f"cannot resolve a.example: {V4} {SILENT}"])
+
 
 class OpenTests(ResolverCase):
     def test_ports(self) -> None:
@@ -543,6 +567,17 @@ class OpenTests(ResolverCase):
                 resolver.open()
             self.assertEqual([one.closed for one in opened], [True] * count)
             self.successResultOf(resolver.close())
+
+    def test_not_allowed_to_mark(self) -> None:
+        """A socket that cannot be marked is closed again, and never used without."""
+        before = descriptors()
+        refusal = PermissionError(errno.EPERM, "Operation not permitted")
+        place = "pyvpn.service.markedresolver.mark_socket"
+        with mock.patch(place, side_effect=refusal) as marking:
+            with self.assertRaises(PermissionError):
+                open_marked_socket(socket.AF_INET)
+        self.assertEqual(marking.call_args[0][1], MARK)
+        self.assertEqual(descriptors(), before)
 
 
 class LieTests(ResolverCase):
