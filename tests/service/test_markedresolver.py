@@ -573,9 +573,11 @@ class OpenTests(ResolverCase):
         before = descriptors()
         refusal = PermissionError(errno.EPERM, "Operation not permitted")
         place = "pyvpn.service.markedresolver.mark_socket"
-        with mock.patch(place, side_effect=refusal) as marking:
-            with self.assertRaises(PermissionError):
-                open_marked_socket(socket.AF_INET)
+        with (
+            mock.patch(place, side_effect=refusal) as marking,
+            self.assertRaises(PermissionError),
+        ):
+            open_marked_socket(socket.AF_INET)
         self.assertEqual(marking.call_args[0][1], MARK)
         self.assertEqual(descriptors(), before)
 
