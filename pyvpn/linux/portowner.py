@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -21,13 +22,23 @@ def port_owner(address: str, port: int, proc: str = "/proc") -> str | None:
     if not wanted:
         return None
     for directory in sorted(Path(proc).glob("[0-9]*")):
-        try:
-            links = {link.readlink().name for link in (directory / "fd").iterdir()}
-            if links & wanted:
+        if not wanted.isdisjoint(_open_files(directory)):
+            try:
                 return f"{(directory / 'comm').read_text().strip()}, pid {directory.name}"
-        except OSError:
-            continue  # it has ended, or is somebody else's
+            except OSError:
+                continue  # it has ended
     return None
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    try:
+        links = list((process / "fd").iterdir())
+    except OSError:
+        return  # it has ended, or is somebody else's
+    for link in links:
+        # Files are closed meanwhile: in our own process, the directory that was just listed.
+        with suppress(OSError):
+            yield str(link.readlink())
 
 
 def _bound(address: IPv4Address | IPv6Address, port: int, net: Path) -> Iterator[str]:

@@ -72,11 +72,7 @@ class Forwarder:
         now = self._reactor.seconds()
         if now >= self._due:
             self._due = now + SERVERS_KEPT
-            try:
-                self._kept = list(self._servers())[:MOST_SERVERS]
-            except Exception:
-                self._count("upstream_unknown")
-                self._kept = []
+            self._kept = list(self._servers())[:MOST_SERVERS]
         self._silent = {place: until for place, until in self._silent.items() if until > now}
         return sorted(self._kept, key=self._silent.__contains__)
 

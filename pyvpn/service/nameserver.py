@@ -19,7 +19,7 @@ from twisted.protocols.basic import Int16StringReceiver
 from twisted.protocols.policies import TimeoutMixin
 
 from pyvpn.core.hostnames import DOMAIN, Names
-from pyvpn.errors import StartError
+from pyvpn.errors import StartError, VPNError
 from pyvpn.linux.portowner import port_owner
 from pyvpn.service import dnsquery
 from pyvpn.service.dnsforwarder import Forwarder, Place
@@ -75,6 +75,7 @@ class NameServer:
         self.counters = self._tally.counters
         self._upstream = upstream
         self._upstream_port = upstream_port
+        self._trouble = ""
         self._zones = Zones(names, self._networks, reactor.seconds, domain)
         self._forwarder = Forwarder(self._servers, reactor, self._tally.add)
         self._places: set[Place] = set()
@@ -89,8 +90,6 @@ class NameServer:
         :param port: 0 for any that is free, for each socket another one.
         :raises StartError: it is taken, or an address is not there. No port is open then.
         """
-        # Those we ask must not be ourselves, also while we listen on some of them only.
-        self._places = {(str(ip_address(address)), port) for address in addresses}
         factory = _Connections(self, self._reactor)
         try:
             for address in addresses:
@@ -102,6 +101,7 @@ class NameServer:
         except CannotListenError as error:
             self.close()
             raise StartError(_refusal(error, port)) from error
+        self._places = set(self.ports)
 
     @property
     def ports(self) -> list[Place]:
@@ -140,6 +140,10 @@ class NameServer:
             self._tally.bug("answering")
             return False
         return True
+
+    def count(self, what: str) -> None:
+        """Count something."""
+        self._tally.add(what)
 
     def unsent(self, error: OSError) -> None:
         """Note that an answer did not leave."""
@@ -197,8 +201,22 @@ class NameServer:
 
     def _servers(self) -> list[Place]:
         """Those to ask. Never ourselves: we would ask ourselves again, and so on."""
-        places = [(str(ip_address(text)), self._upstream_port) for text in self._upstream()]
+        try:
+            servers, trouble = self._upstream(), ""
+        except (OSError, VPNError) as error:
+            servers, trouble = (), str(error)
+        if trouble and trouble != self._trouble:
+            self._log.warn("other name servers cannot be found: {why}", why=trouble)
+        self._trouble = trouble
+        places = [(text, self._upstream_port) for text in map(_numeric, servers) if text]
         return [place for place in places if place not in self._places]
+
+
+def _numeric(text: str) -> str | None:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        return None
 
 
 def _refused(query: Query) -> int:
@@ -265,6 +283,10 @@ class _Connection(Int16StringReceiver, TimeoutMixin):
         self.resetTimeout()
         if not self._server.received(data, self.client, self.sendString, True):
             self.transport.abortConnection()
+
+    def lengthLimitExceeded(self, length: int) -> None:
+        self._server.count("malformed")
+        self.abort()
 
     def timeoutConnection(self) -> None:
         self.abort()
