@@ -126,9 +126,45 @@ def first_news(instance: Instance) -> list[str]:
 
 
 def down(options: argparse.Namespace) -> int:
-    """End a hub or client and wait until it is gone."""
-    pid = named(options).stop()
-    say(f"{options.name} is down (was pid {pid})")
+    """End a hub or client, wait until it is gone, and lift its kill switch."""
+    instance = named(options)
+    try:
+        ended = f"{instance.name} is down (was pid {instance.stop()})"
+    except NotRunning:
+        # Killed, perhaps, and its kill switch stands.
+        lifted = lift_kill_switch(instance.files.socket.stem)
+        if not lifted:
+            raise
+        ended = f"{instance.name} was not running"
+    else:
+        lifted = lift_kill_switch(instance.files.socket.stem)
+    say(ended, *lifted)
+    return DONE
+
+
+def lift_kill_switch(owner: str | None = None) -> list[str]:
+    """Remove the kill switch, if it is the owner's where one is given; lines about it."""
+    from pyvpn.linux import killswitch
+    from pyvpn.linux.system import ChangeFailed, LinuxSystem
+
+    if owner == "server":
+        return []
+    try:
+        return killswitch.lift(LinuxSystem(), owner)
+    except ChangeFailed as error:
+        if os.geteuid():
+            raise NoPrivilege(
+                f"the kill switch cannot be lifted: {error}; run it as root"
+            ) from None
+        raise VPNError(f"the kill switch cannot be lifted: {error}") from None
+
+
+def traffic(options: argparse.Namespace) -> int:
+    """Send all traffic of this machine through a running client, or the VPN's alone."""
+    instance = named(options)
+    answer = ask(instance.files.socket, "traffic", {"what": options.what})
+    what = "all traffic goes" if options.what == "all" else "the VPN's traffic alone goes"
+    say(f"{what} through {instance.name}", *answer["notes"])
     return DONE
 
 
@@ -195,6 +231,8 @@ def cleanup(options: argparse.Namespace) -> int:
         plugin = "pyvpn-server" if pid_file.stem == "server" else "pyvpn-client"
         if running_pid(pid_file, plugin) is None:
             done += removed(pid_file)
+    if options.kill_switch:
+        done += lift_kill_switch()
     say(*(done or ["nothing to repair"]))
     return DONE
 
@@ -301,7 +339,7 @@ def add_machine_commands(
     commands: Group,
     command: Callable[[Group, str, Callable[..., int]], argparse.ArgumentParser],
 ) -> None:
-    """join, up, down, logs, status, cleanup."""
+    """join, up, down, traffic, logs, status, cleanup."""
     added = command(commands, "join", join)
     added.add_argument("link", metavar="LINK", help="in single quotes; - reads it from stdin")
     added.add_argument("--name", metavar="NAME", help="of the profile (default: the hub's host)")
@@ -314,12 +352,17 @@ def add_machine_commands(
     added.add_argument("--config", metavar="FILE", help="the hub's configuration file")
     added.usage = "%(prog)s [options] NAME [-- OPTIONS OF THE HUB OR CLIENT]"
     command(commands, "down", down).add_argument("name", metavar="NAME", help=what)
+    added = command(commands, "traffic", traffic)
+    added.add_argument("name", metavar="NAME", help="a profile")
+    added.add_argument("what", choices=("all", "vpn"), help="until the client ends")
     added = command(commands, "logs", logs)
     added.add_argument("name", metavar="NAME", help=what)
     added.add_argument("-f", "--follow", action="store_true", help="go on as the log grows")
     added = command(commands, "status", show_status)
     added.add_argument("--json", action="store_true", help="for programs")
-    command(commands, "cleanup", cleanup)
+    added = command(commands, "cleanup", cleanup)
+    text = "let traffic leave this machine around the tunnel again"
+    added.add_argument("--kill-switch", action="store_true", help=text)
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:

@@ -183,6 +183,8 @@ def client_lines(profile: str, answer: Mapping[str, Any], now: float) -> list[st
         ("server", printable(answer.get("server"))),
         ("user", printable(answer.get("user"))),
         ("addresses", printable(_joined(answer.get("addresses")) or None)),
+        ("through it", _through(answer)),
+        ("names", _names(answer)),
         ("cipher", printable(answer.get("cipher"))),
         ("path MTU", _path_mtu(answer)),
         ("offloads", _offloads(answer) or DASH),
@@ -191,7 +193,30 @@ def client_lines(profile: str, answer: Mapping[str, Any], now: float) -> list[st
     )
     lines = [f"client {name}  {printable(answer.get('state'))}"]
     lines += [f"  {label:<10} {value}" for label, value in facts]
+    if answer.get("kill_switch"):
+        lines.append(f"  nothing leaves but through it; lift that with: pyvpn down {name}")
+    if answer.get("problem"):
+        lines.append(f"  problem: {printable(answer['problem'])}")
+    lines += [f"  note: {printable(note)}" for note in answer.get("notes") or ()]
     return lines + _counters(answer.get("counters"))
+
+
+def _through(answer: Mapping[str, Any]) -> str:
+    """What goes through a client's tunnel: the VPN's traffic, and what else."""
+    full = answer.get("all_traffic") or []
+    if full:
+        which = "all traffic" if len(full) > 1 else f"all IPv{full[0]} traffic"
+        return f"{which}; the other family leads nowhere" if len(full) == 1 else which
+    routes = answer.get("routes") or []
+    more = f" and {printable(_joined(routes[:4]))}" if routes else ""
+    return f"the VPN{more}" + (f" and {len(routes) - 4} more" if len(routes) > 4 else "")
+
+
+def _names(answer: Mapping[str, Any]) -> str:
+    """Which name servers came with a client's network, and for which domains."""
+    servers = printable(_joined(answer.get("name_servers")) or None)
+    search = _joined(answer.get("search"))
+    return f"{servers} ({printable(search)})" if search else servers
 
 
 def flat(answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from pyvpn.config import InstanceFiles
 from pyvpn.core.vpncore import VPNCore
 from pyvpn.errors import StartError, VPNError
+from pyvpn.linux.firewall import MARK
 from pyvpn.linux.privsep import PrivilegedChild
 from pyvpn.linux.tun import TUNDevice, open_tun
 from pyvpn.service.controlsocket import ControlSocket, Run
@@ -30,12 +31,14 @@ class Surroundings:
     """What a service needs of the machine; tests put fakes in their places.
 
     :ivar owner: user and group id that the process will drop to, None to stay what it is.
+    :ivar mark: of what must not enter the tunnel itself; 0 where there is no privilege to mark.
     """
 
     open_tun: Callable[[str], TUNDevice] = open_tun
     child: Callable[[str], PrivilegedChild] = PrivilegedChild
     random_bytes: Callable[[int], bytes] = os.urandom
     owner: tuple[int, int] | None = None
+    mark: int = MARK
 
 
 class VPNService(Service):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 import time
 from functools import partial
-from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv6Address
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from pyvpn.config import ClientConfig
@@ -29,17 +29,15 @@ from pyvpn.core.events import (
 )
 from pyvpn.core.login import LoginFlags, NetworkKeys, password_key
 from pyvpn.core.noise import KeyPair
-from pyvpn.core.segments import PREFIX_SIZE
-from pyvpn.core.transport import datagrams_a_send
-from pyvpn.core.vpncore import DEFAULT_INNER_MTU as INNER_MTU
-from pyvpn.errors import ConfigError, StartError, StoreError
+from pyvpn.errors import ConfigError, StartError, StoreError, VPNError
 from pyvpn.linux.cpu import wants_aes
-from pyvpn.linux.desired import Address, Link, SystemState
-from pyvpn.linux.preflight import ipv6_available, subnet_free
+from pyvpn.linux.nameservers import upstream
 from pyvpn.service import statistics
 from pyvpn.service.base import Surroundings, VPNService
 from pyvpn.service.childport import ChildPort
-from pyvpn.service.resolver import Resolved, Resolver
+from pyvpn.service.names import Names
+from pyvpn.service.networksetup import LARGEST_MTU, NetworkSetup
+from pyvpn.service.resolver import Resolved
 from pyvpn.service.twistd import Process
 from pyvpn.state.identity import ClientIdentity
 from pyvpn.tx.linkmonitor import LinkMonitor
@@ -69,12 +67,11 @@ _REFUSALS: dict[int, str] = {
     ByeReason.POOL_FULL: "the network has no address left",
 }
 
-LARGEST_MTU = 65535
+#: Seconds that the network must have been at rest before it is looked at again.
+SETTLED = 0.5
 
-#: What Linux takes off the bound of super-packets for headers (net/tcp.h, MAX_TCP_HEADER; and 1),
-#: and that bound at most.
-_TCP_HEADROOM = 321
-LARGEST_GSO_SIZE = 65_536
+#: What a CONFIG_ACK says where it is not "applied".
+NOT_APPLIED = 1
 
 
 class ClientService(VPNService):
@@ -102,11 +99,9 @@ class ClientService(VPNService):
         self._config = config
         self._password = password
         self._key: KeyPair | None = None
-        self._applying = DeferredLock()
         self._resolving = False
-        self._applied: tuple[str, ...] = ()
-        self._told: Config | None = None
-        self._mtu_found = INNER_MTU
+        self._settling: Any = None
+        self._problem = ""
 
     # -- starting -----------------------------------------------------------------------------
 
@@ -136,7 +131,15 @@ class ClientService(VPNService):
             random_bytes=self._surroundings.random_bytes,
         )
         self._open_network()
-        self._open_child()
+        marked = bool(self._surroundings.mark)
+        self._resolver = Names(self._reactor, self._servers_before, marked)
+        self._undo.push("stop looking up names", self._resolver.close)
+        self._resolver.open()
+        child = self._open_child()
+        self._child_port = ChildPort(child, self._reactor)
+        self._network = NetworkSetup(config, self.core, self._child_port, self._ports)
+        if (state := self._network.before_all()) is not None:
+            self._note(child.apply(state))
 
     def _offers(self) -> LoginFlags:
         flags = LoginFlags.SEGMENT_FRAMES
@@ -164,15 +167,14 @@ class ClientService(VPNService):
         )
         fallback = None if config.port_explicit else make_port(0)
         self._open_ports(protocol, make_port(config.port), config.tun, fallback)
+        self._udp.set_mark(self._surroundings.mark)
 
     def _serve(self) -> None:
         # Before anything is served: it takes 0.4 s, and nobody waits for us yet.
         key = self._make_key()
-        self._checked: frozenset[IPv4Network | IPv6Network] = frozenset()
-        self._child_port = ChildPort(self._child, self._reactor)
         self._undo.push("stop waiting for the privileged child", self._child_port.close)
-        self._resolver = Resolver(self._reactor)
-        self._undo.push("stop looking up names", self._resolver.close)
+        self._undo.push("stop waiting for the network to settle", self._stop_settling)
+        self._resolver.start()
         self._begin_traffic()
         monitor = LinkMonitor(self._link_changed, self._reactor)
         self._undo.push("stop watching the network", monitor.close)
@@ -213,6 +215,17 @@ class ClientService(VPNService):
         if self._serving and self.core.running:
             self.core.link_changed(boottime())
             self.protocol.transmit()
+            if self._settling is None or not self._settling.active():
+                self._settling = self._reactor.callLater(SETTLED, self._look_again)
+
+    def _stop_settling(self) -> None:
+        if self._settling is not None and self._settling.active():
+            self._settling.cancel()
+
+    def _servers_before(self) -> list[str]:
+        """Return the name servers that this machine had before it had the hub's."""
+        told = self._network.told
+        return upstream(without=() if told is None else [str(server) for server in told.dns])
 
     def _farewell(self) -> None:
         if self.core.running:
@@ -234,9 +247,8 @@ class ClientService(VPNService):
         elif isinstance(event, Configured):
             self._apply(event.config, event.revision)
         elif isinstance(event, MTUFound):
-            self._mtu_found = event.mtu
             self._log.info("packets of {mtu} bytes reach the hub whole", mtu=event.mtu)
-            self._set_mtu()
+            self._path_takes(event.mtu)
         elif isinstance(event, NotGranted):
             # All that is ever required; nothing gets better by trying on.
             self._die(CIPHER_NOT_GRANTED)
@@ -282,85 +294,76 @@ class ClientService(VPNService):
         self.core.server_resolved(endpoints, boottime())
         self.protocol.transmit()
 
-    # -- configuration --------------------------------------------------------------------------
+    # -- the network ----------------------------------------------------------------------------
 
     def _apply(self, config: Config, revision: int) -> None:
-        self._told = config
-        state = self._system_state(config)
-        networks = frozenset(interface.network for interface in config.addresses)
-        done = self._applying.run(self._set_up, networks, state)
-        done.addCallback(self._applied_now, state, revision)
-        done.addErrback(self._broken, "setting up the TUN")
+        done = self._network.configure(config)
+        done.addCallback(self._applied, revision)
+        done.addErrback(self._not_applied, revision)
 
-    def _set_up(
-        self, networks: frozenset[IPv4Network | IPv6Network], state: SystemState
-    ) -> Deferred[list[str]]:
-        """Set the TUN up, unless the hub's networks are in use here already."""
-        # It asks `ip` and blocks for some milliseconds. With other networks than before nothing is
-        # being served; the same ones come with every login, and have been on the TUN since.
-        if networks != self._checked:
-            remedy = "this machine cannot be in both networks"
-            subnet_free(networks, ours=self._config.tun, remedy=remedy)
-            self._checked = networks
-        return self._child_port.apply(state)
-
-    def _applied_now(self, lines: list[str], state: SystemState, revision: int) -> None:
+    def _applied(self, lines: list[str], revision: int) -> None:
         self._note(lines)
+        self._problem = ""
         if self._serving:
             self.core.config_applied(revision, boottime())
             self.protocol.transmit()
-        self._applied = tuple(address.interface for address in state.links[0].addresses)
         self._log.info(
             "connected; this machine is {addresses} on {tun}",
-            addresses=", ".join(self._applied),
+            addresses=", ".join(self._network.addresses),
             tun=self._config.tun,
         )
 
-    def _set_mtu(self) -> None:
-        """Let the TUN take what reaches the hub: the addresses stay as they are."""
-        if self._told is None:
+    def _not_applied(self, failure: Failure, revision: int) -> None:
+        """Without a network there is nothing to stay for; with one, news that cannot be are told
+        to people and to the hub, and what was stays.
+        """
+        self._problem = failure.getErrorMessage()
+        if self._network.plan is None or not failure.check(VPNError):
+            self._broken(failure)
             return
-        state = self._system_state(self._told)
-        done = self._applying.run(self._child_port.apply, state)
-        done.addCallback(self._note)
-        done.addErrback(self._broken, "setting the TUN's MTU")
-
-    def _system_state(self, config: Config) -> SystemState:
-        """Return what the hub's word means for Linux, under the options given."""
-        addresses = []
-        for interface in config.addresses:
-            if interface.version == 6 and not ipv6_available():
-                continue
-            peer = self._config.tun_dstaddr
-            if isinstance(interface, IPv4Interface) and self._config.tun_netmask is not None:
-                interface = IPv4Interface((interface.ip, self._config.tun_netmask))
-            if peer is None or peer.version != interface.version:
-                addresses.append(Address(str(interface)))
-            elif peer in interface.network:
-                addresses.append(Address(str(interface), str(peer)))
-            else:
-                self._log.warn(
-                    "--tun-dstaddr {peer} is not in the hub's network {network}; going without it",
-                    peer=peer,
-                    network=interface.network,
-                )
-                addresses.append(Address(str(interface)))
-        # Never less than 1280: the kernel would take the interface's IPv6 addresses away.
-        most = min(config.mtu or LARGEST_MTU, self._config.mtu or LARGEST_MTU)
-        mtu = min(most, self._mtu_found)
-        return SystemState(
-            links=(Link(self._config.tun, mtu, tuple(addresses), gso_max_size(mtu)),)
+        self._log.error(
+            "what the hub says now is not applied, what was stays: {line}", line=self._problem
         )
+        if self._serving:
+            self.core.config_applied(revision, boottime(), NOT_APPLIED)
+            self.protocol.transmit()
 
-    def _broken(self, failure: Failure, doing: str) -> None:
-        self._die(f"{doing} failed: {failure.getErrorMessage()}")
+    def _broken(self, failure: Failure) -> None:
+        self._die(f"setting up the TUN failed: {failure.getErrorMessage()}")
+
+    def _path_takes(self, mtu: int) -> None:
+        done = self._network.path_takes(mtu)
+        done.addCallback(self._note)
+        done.addErrback(self._broken)
+
+    def _ports(self) -> tuple[int, ...]:
+        return (self._udp.localPort, *self._resolver.ports)
+
+    def _look_again(self) -> None:
+        """Do what follows from other networks around us than before."""
+        done = self._network.look_again()
+        done.addCallback(self._note)
+        done.addErrback(lambda failure: self._log.error("{line}", line=failure.getErrorMessage()))
 
     # -- the control socket ---------------------------------------------------------------------
 
-    def _command(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        if command != "status":
-            raise ConfigError(f"a client has no command '{command}'; it has: status")
-        return self.status()
+    def _command(self, command: str, arguments: dict[str, Any]) -> Any:
+        if command == "status":
+            return self.status()
+        if command == "traffic":
+            return self._send_all(arguments)
+        raise ConfigError(f"a client has no command '{command}'; it has: status, traffic")
+
+    def _send_all(self, arguments: dict[str, Any]) -> Deferred[dict[str, Any]]:
+        """{what: all or vpn} → {notes}: what goes through the hub, until the client ends."""
+        what = arguments.get("what")
+        if what not in ("all", "vpn"):
+            raise ConfigError("traffic: what must be 'all' or 'vpn'")
+        return self._network.send_all(what == "all").addCallback(self._switched)
+
+    def _switched(self, lines: list[str]) -> dict[str, Any]:
+        self._note(lines)
+        return {"notes": [line for line in lines if line.startswith("note:")]}
 
     def status(self) -> dict[str, Any]:
         """What ``pyvpn status`` shows."""
@@ -371,22 +374,11 @@ class ClientService(VPNService):
             "state": self.core.state.value,
             "server": str(hub.endpoint) if hub.endpoint else ", ".join(self._config.servers),
             "user": self._config.user,
-            "addresses": list(self._applied),
+            "addresses": self._network.addresses,
+            "problem": self._problem,
+            **self._network.status(),
             **statistics.of_peer(hub),
             **statistics.of_ports(self._tun, self._udp),
             "last_heard": None if hub.last_heard is None else boottime() - hub.last_heard,
             "counters": self._traffic_counters(),
         }
-
-
-def gso_max_size(mtu: int) -> int:
-    """Return the bound for our own kernel's super-packets with which each of TCP is one send.
-
-    44 pieces with 1,436 bytes of MTU, in place of 47 in two sends: 5 to 8 % less processor time.
-    By bytes, not by segments, which would end UDP super-packets of many small ones. And not on a
-    hub: there super-packets come through that others have made, and the kernel cuts longer ones
-    into single packets.
-    """
-    # Below one piece more, even of the shortest: IPv6 and TCP with time stamps.
-    size = (datagrams_a_send(mtu + PREFIX_SIZE) + 1) * (mtu - 72) - 1 + _TCP_HEADROOM
-    return min(size, LARGEST_GSO_SIZE)

@@ -12,7 +12,7 @@ from pyvpn.core.wireguardpeers import STOCK_MTU
 from pyvpn.errors import ConfigError
 from pyvpn.linux.desired import Address, Link, Route, SystemState
 from pyvpn.linux.plan import MAX_ENTRIES, MIN_MTU, MIN_MTU_IPV6
-from pyvpn.service.client import gso_max_size
+from pyvpn.service.networksetup import gso_max_size
 from pyvpn.uapi import AllowedIPChange, Changes, PeerChange, parse_set
 from pyvpn.wgconf import Network, WireGuardConf
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import socket
 import tempfile
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from collections.abc import Sequence
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,8 +23,9 @@ from pyvpn.core.events import Configured, MTUFound, ResolveServer, StampUsed
 from pyvpn.errors import CommandFailed, ConfigError
 from pyvpn.linux.desired import SystemState
 from pyvpn.linux.privsep import Answer
+from pyvpn.service import networksetup
 from pyvpn.service.base import Surroundings
-from pyvpn.service.client import ClientService
+from pyvpn.service.client import NOT_APPLIED, ClientService
 from pyvpn.service.resolver import Resolved
 from pyvpn.token import NetworkToken
 from tests.service.test_steps import PipeTUN, RecordingChild
@@ -67,6 +69,9 @@ class ClientTests(TestCase):
     """A client that serves, with a core that nobody answers, and a child of the test's."""
 
     def setUp(self) -> None:
+        for name, value in (("private_lans", []), ("other_full_tunnel", None)):
+            self.patch(networksetup.uplink, name, mock.Mock(return_value=value))
+        self.patch(networksetup.socket, "if_nametoindex", mock.Mock(return_value=7))
         self.directory = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.directory)
         self.child = SlowChild([])
@@ -90,6 +95,7 @@ class ClientTests(TestCase):
         surroundings = Surroundings(
             open_tun=lambda name: PipeTUN([], name),  # type: ignore[arg-type,return-value]
             child=lambda path: self.child,  # type: ignore[arg-type,return-value]
+            mark=0,
         )
         service = ClientService(config, "correct horse", None, surroundings)
         self.addCleanup(lambda: maybeDeferred(service.stopService))
@@ -99,7 +105,7 @@ class ClientTests(TestCase):
         """Start it, less the login; what the core is told then is recorded."""
         with mock.patch.object(ClientService, "_log_in"):
             self.service.startService()
-        for name in ("config_applied", "server_resolved"):
+        for name in ("config_applied", "server_resolved", "set_routes"):
             self.patch(self.service.core, name, mock.Mock())
         return self.service
 
@@ -108,13 +114,13 @@ class ClientTests(TestCase):
         while not condition():
             await deferLater(reactor, 0)
 
-    def configured(self, revision: int, *addresses: str) -> None:
+    def configured(self, revision: int, *addresses: str, routes: Sequence[str] = ()) -> None:
         known = tuple(
             interface
             for interface in map(ip_interface, addresses)
             if isinstance(interface, IPv4Interface | IPv6Interface)
         )
-        config = Config(addresses=known, routes=(), excluded=(), dns=(), search=(), mtu=None)
+        config = Config(addresses=known, routes=tuple(map(ip_network, routes)))
         self.service._event(Configured(config, revision))
 
     def test_order(self) -> Deferred[None]:
@@ -122,7 +128,7 @@ class ClientTests(TestCase):
 
         async def run() -> None:
             service = self.start()
-            with mock.patch("pyvpn.service.client.subnet_free"):
+            with mock.patch("pyvpn.service.networksetup.subnet_free"):
                 self.configured(1, "10.10.0.2/24")
                 service._event(MTUFound(1300))
                 self.configured(2, "10.10.0.3/24")
@@ -142,7 +148,7 @@ class ClientTests(TestCase):
 
         async def run() -> None:
             service = self.start()
-            with mock.patch("pyvpn.service.client.subnet_free") as check:
+            with mock.patch("pyvpn.service.networksetup.subnet_free") as check:
                 applied = service.core.config_applied
                 for revision, (address, checks) in enumerate(
                     [("10.10.0.2/24", 1), ("10.10.0.9/24", 1), ("10.11.0.2/24", 2)], 1
@@ -160,7 +166,7 @@ class ClientTests(TestCase):
         async def run() -> None:
             self.start()
             used = ConfigError("10.10.0.0/24 overlaps")
-            with mock.patch("pyvpn.service.client.subnet_free", side_effect=used):
+            with mock.patch("pyvpn.service.networksetup.subnet_free", side_effect=used):
                 self.configured(1, "10.10.0.2/24")
             self.assertEqual(self.child.asked, [])
             await self.until(lambda: self.child.closed)
@@ -168,7 +174,7 @@ class ClientTests(TestCase):
             self.child = SlowChild([])
             self.service = self.make("192.0.2.1:9")
             self.start()
-            with mock.patch("pyvpn.service.client.subnet_free"):
+            with mock.patch("pyvpn.service.networksetup.subnet_free"):
                 self.configured(1, "10.10.0.2/24")
             failed = CommandFailed(["ip", "address"], 2, "no")
             self.child.answer(failed)
@@ -177,12 +183,103 @@ class ClientTests(TestCase):
 
         return Deferred.fromCoroutine(run())
 
+    def test_news_that_cannot_be(self) -> Deferred[None]:
+        """News that cannot be applied are told to people and to the hub; what was stays, and the
+        next news that can be are applied."""
+
+        async def run() -> None:
+            service = self.start()
+            applied, routed = service.core.config_applied, service.core.set_routes
+            with mock.patch("pyvpn.service.networksetup.subnet_free"):
+                self.configured(1, "10.10.0.2/24", routes=["192.168.7.0/24"])
+                self.child.answer()
+                await self.until(lambda: applied.call_count == 1)
+                service.core.hub.endpoint = service._udp.endpoint("198.51.100.2", 5)
+                self.configured(2, "10.10.0.2/24", routes=["198.51.100.0/24"])
+                await self.until(lambda: applied.call_count == 2)
+                self.assertEqual(applied.call_args.args[0], 2)
+                self.assertEqual(applied.call_args.args[2:], (NOT_APPLIED,))
+                self.assertEqual(len(self.child.asked), 1)
+                self.configured(3, "10.10.0.2/24", routes=["192.168.8.0/24"])
+                self.child.answer(CommandFailed(["ip", "route"], 2, "no"))
+                await self.until(lambda: applied.call_count == 3)
+                self.assertEqual(applied.call_args.args[2:], (NOT_APPLIED,))
+                self.assertEqual(list(routed.call_args.args[0]), [ip_network("192.168.7.0/24")])
+                self.assertIn("no", service.status()["problem"])
+                self.configured(4, "10.10.0.2/24", routes=["192.168.8.0/24"])
+                self.child.answer()
+                await self.until(lambda: applied.call_count == 4)
+            self.assertEqual(applied.call_args.args[2:], ())
+            self.assertEqual(service.status()["problem"], "")
+            self.assertEqual(service.status()["routes"], ["192.168.8.0/24"])
+            self.assertFalse(self.child.closed)
+            told = [line for line in self.told if line.startswith("what the hub says now")]
+            self.assertEqual(len(told), 2)
+            self.assertIn("198.51.100.2", told[0])
+
+        return Deferred.fromCoroutine(run())
+
+    def test_traffic(self) -> Deferred[None]:
+        """'traffic' switches all traffic on and off, waits until it is so, and says what cannot
+        be; nothing has changed then."""
+
+        async def run() -> None:
+            service = self.start()
+            applied = service.core.config_applied
+            with mock.patch("pyvpn.service.networksetup.subnet_free"):
+                self.configured(1, "10.10.0.2/24", routes=["0.0.0.0/0"])
+                self.child.answer()
+                await self.until(lambda: applied.call_count == 1)
+                self.assertEqual(service.status()["all_traffic"], [])
+                for what, families in (("all", [4]), ("vpn", [])):
+                    answer = service._command("traffic", {"what": what})
+                    self.assertNotEqual(service.status()["all_traffic"], families)
+                    self.child.answer()
+                    await answer
+                    self.assertEqual(service.status()["all_traffic"], families)
+                self.configured(2, "10.10.0.2/24")
+                await self.until(lambda: applied.call_count == 2)
+                answer = service._command("traffic", {"what": "all"})
+                with self.assertRaises(ConfigError) as caught:
+                    await answer
+                self.assertIn("--internet", str(caught.exception))
+            self.assertEqual(len(self.child.asked), 3)
+            with self.assertRaises(ConfigError):
+                service._command("traffic", {"what": "some"})
+            self.assertEqual(service.status()["all_traffic"], [])
+
+        return Deferred.fromCoroutine(run())
+
+    def test_another_network_around(self) -> Deferred[None]:
+        """When this machine's networks have changed, what follows from that is done, once."""
+
+        async def run() -> None:
+            service = self.start()
+            applied = service.core.config_applied
+            with mock.patch("pyvpn.service.networksetup.subnet_free"):
+                self.configured(1, "10.10.0.2/24", routes=["192.168.0.0/16"])
+                self.child.answer()
+                await self.until(lambda: applied.call_count == 1)
+                service._look_again()
+                self.assertEqual(len(self.child.asked), 1)
+                networksetup.uplink.private_lans.return_value = [
+                    ("eth0", ip_network("192.168.1.0/24"))
+                ]
+                service._look_again()
+                self.child.answer()
+                await self.until(lambda: len(self.child.asked) == 2)
+            kinds = {route.destination: route.kind for route in self.child.asked[-1].routes}
+            self.assertEqual(kinds["192.168.1.0/24"], "throw")
+            self.assertNotIn("throw", [route.kind for route in self.child.asked[0].routes])
+
+        return Deferred.fromCoroutine(run())
+
     def test_stop_while_setting_up(self) -> Deferred[None]:
         """A stop does not wait for the child's answer, and is no failure."""
 
         async def run() -> None:
             service = self.start()
-            with mock.patch("pyvpn.service.client.subnet_free"):
+            with mock.patch("pyvpn.service.networksetup.subnet_free"):
                 self.configured(1, "10.10.0.2/24")
             self.assertEqual(len(self.child.asked), 1)
             await maybeDeferred(service.stopService)
