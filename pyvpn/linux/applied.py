@@ -120,20 +120,20 @@ class AppliedState:
 
 
 def take_journal(
-    path: str, system: System, ledger_directory: str
+    path: str, system: System, ledger_directory: str, root: str = "/"
 ) -> tuple[AppliedState, list[str]]:
     """Begin with an empty journal in ``path``, after repairing what a dead owner left there.
 
     :returns: the state to apply to, and what was repaired, one line each.
     :raises JournalError: unreadable, not writable, or its owner is alive.
     """
-    log = repair_journal(path, system, ledger_directory)
+    log = repair_journal(path, system, ledger_directory, root)
     journal = Journal(path, system.claim(), system.namespace())
     journal.save()
-    return AppliedState(system, journal, Ledger(ledger_directory, system)), log
+    return AppliedState(system, journal, Ledger(ledger_directory, system), root), log
 
 
-def repair_journal(path: str, system: System, ledger_directory: str) -> list[str]:
+def repair_journal(path: str, system: System, ledger_directory: str, root: str = "/") -> list[str]:
     """Undo what the dead owner of the journal in ``path`` left, and remove it.
 
     :returns: what was done, one line each; empty if there is no journal.
@@ -155,7 +155,7 @@ def repair_journal(path: str, system: System, ledger_directory: str) -> list[str
         Ledger(ledger_directory, system, journal.namespace).forget()
         journal.remove()
         return [f"{path} removed: the network namespace it belongs to is gone"]
-    log = AppliedState(system, journal, Ledger(ledger_directory, system)).undo_all()
+    log = AppliedState(system, journal, Ledger(ledger_directory, system), root).undo_all()
     if journal.records:
         raise JournalError(f"{path} could not be undone: {'; '.join(log)}")
     return [*log, f"{path} removed: its process {claim_pid(journal.claim)} ended without undoing"]

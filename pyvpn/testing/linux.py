@@ -1,4 +1,4 @@
-"""A Linux of text: interfaces, addresses, routes and sysctls, without a kernel.
+"""A Linux of text: interfaces, addresses, routes, rules, nftables and sysctls, without a kernel.
 
 :class:`FakeLinux` is a :class:`pyvpn.linux.system.System` that knows the commands which the
 privileged child gives, and those habits of the kernel that its logic must live with: what goes
@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from ipaddress import ip_interface, ip_network
-from typing import Any
+from typing import Any, NamedTuple
 
 from attrs import Factory, define
 
 from pyvpn.linux.ledger import PROC_SYS
 from pyvpn.linux.system import Completed, System
+from pyvpn.testing.nft import FakeNFT
 
 GSO_MAX_SIZE = 65536
 """linux/netdevice.h: what an interface has of itself."""
 
 _SHOWN = {
-    "ipv4": ("accept_redirects", "forwarding", "send_redirects"),
+    "ipv4": ("accept_redirects", "forwarding", "send_redirects", "src_valid_mark"),
     "ipv6": ("accept_ra", "forwarding", "addr_gen_mode"),
 }
 
@@ -49,6 +50,9 @@ def render(system: System) -> str:
             for route in json.loads(shown or "[]")
             if not route["dst"].startswith("fe80:")
         )
+    lines += _render_tables(system)
+    ruleset = system.run(["nft", "--stateless", "list", "ruleset"], "").stdout
+    lines += [f"nft {line}" for line in ruleset.splitlines()]
     for family, leaves in _SHOWN.items():
         for name in system.names(f"{PROC_SYS}/net/{family}/conf"):
             for leaf in leaves:
@@ -58,6 +62,46 @@ def render(system: System) -> str:
                 except OSError:
                     continue
     return "\n".join(lines)
+
+
+def _render_tables(system: System) -> list[str]:
+    """All rules, and the routes in tables that are neither main nor local."""
+    lines = []
+    for family, everywhere in (("-4", "0.0.0.0/0"), ("-6", "::/0")):
+        shown = system.run(["ip", "-json", family, "rule", "show"], "").stdout
+        for rule in json.loads(shown or "[]"):
+            words = (key if value is None else f"{key} {value}" for key, value in rule.items())
+            lines.append(f"rule {family} {' '.join(words)}")
+        shown = system.run(["ip", "-json", family, "route", "show", "table", "all"], "").stdout
+        routes = []
+        for route in json.loads(shown or "[]"):
+            table = route.get("table", "main")
+            if table not in ("main", "local"):
+                to = everywhere if route["dst"] == "default" else route["dst"]
+                way = route["type"] if "type" in route else f"on {route['dev']}"
+                routes.append(f"route {to} {way} table {table}")
+        lines += sorted(routes)
+    return lines
+
+
+class FakeRoute(NamedTuple):
+    """One route; ``device`` is "" for one that leads nowhere, ``table`` None for the main one."""
+
+    destination: str
+    device: str
+    table: int | None = None
+    route_type: str = "unicast"
+
+    @property
+    def version(self) -> int:
+        return ip_network(self.destination).version
+
+
+class FakeRule(NamedTuple):
+    """One routing rule, of those that the kernel does not have of itself."""
+
+    version: int
+    words: str
 
 
 @define
@@ -82,15 +126,18 @@ class FakeLinux:
     :ivar commands: each line that changed something, in order; a test reads it.
     :ivar living: the claims of the processes that run; a test takes out whom it kills.
     :ivar refuse: a line that contains this text fails, as one that the kernel refuses.
+    :ivar nft: its nftables.
     """
 
     def __init__(self, claim: str = "boot:1:1", ipv6: bool = True) -> None:
         self.links: dict[str, FakeLink] = {}
-        self.routes: list[tuple[str, str]] = []
+        self.routes: list[FakeRoute] = []
+        self.rules: list[FakeRule] = []
         self.sysctls: dict[str, str] = {"net/ipv4/ip_forward": "0"}
         self.commands: list[str] = []
         self.living = {claim}
         self.refuse: str | None = None
+        self.nft = FakeNFT(self.commands.append)
         self._claim = claim
         self._ipv6 = ipv6
         self._last_index = 0
@@ -111,7 +158,7 @@ class FakeLinux:
     def remove_link(self, name: str) -> None:
         """An interface disappears with all that hangs on it."""
         del self.links[name]
-        self.routes = [route for route in self.routes if route[1] != name]
+        self.routes = [route for route in self.routes if route.device != name]
         self.sysctls = {
             key: value for key, value in self.sysctls.items() if f"/conf/{name}/" not in key
         }
@@ -122,16 +169,15 @@ class FakeLinux:
         words = [word for word in argv if word not in ("-json", "-details")]
         if words == ["ip", "address", "show"]:
             return Completed(0, json.dumps([self._show(name) for name in self.links]), "")
+        if words[0] == "nft":
+            return self.nft.run(argv, stdin)
+        version = 6 if "-6" in words else 4
         if words[0] == "ip" and "route" in words and "show" in words:
-            version = 6 if "-6" in words else 4
-            shown = [
-                {"dst": destination, "dev": device}
-                for destination, device in self._all_routes()
-                if ip_network(destination).version == version
-            ]
-            return Completed(0, json.dumps(shown), "")
+            return Completed(0, json.dumps(self._show_routes(version, "all" in words)), "")
+        if words[0] == "ip" and "rule" in words and "show" in words:
+            return Completed(0, json.dumps(self._show_rules(version)), "")
         if words[0] == "ip" and words[-2:] == ["-batch", "-"]:
-            return self._batch(stdin.splitlines(), "-force" in words)
+            return self._batch(stdin.splitlines(), "-force" in words, version)
         return Completed(127, "", f"the fake knows no command {' '.join(argv)}")
 
     def read(self, path: str) -> str:
@@ -172,7 +218,7 @@ class FakeLinux:
 
     def _add_sysctls(self, name: str) -> None:
         forward = {family: f"net/{family}/conf/default/forwarding" for family in ("ipv4", "ipv6")}
-        ipv4 = {"accept_redirects": "1", "send_redirects": "1"}
+        ipv4 = {"accept_redirects": "1", "send_redirects": "1", "src_valid_mark": "0"}
         ipv4["forwarding"] = self.sysctls.get(forward["ipv4"], "0")
         ipv6 = {"accept_ra": "1", "addr_gen_mode": "0", "disable_ipv6": "0"}
         ipv6["forwarding"] = self.sysctls.get(forward["ipv6"], "0")
@@ -216,23 +262,43 @@ class FakeLinux:
             "addr_info": shown,
         }
 
-    def _all_routes(self) -> list[tuple[str, str]]:
+    def _show_routes(self, version: int, every_table: bool) -> list[dict[str, Any]]:
+        shown = []
+        for route in self._all_routes():
+            if route.version == version and (every_table or route.table is None):
+                entry = {"dst": route.destination, "dev": route.device}
+                if route.route_type != "unicast":
+                    entry = {"type": route.route_type, "dst": route.destination}
+                shown.append(entry if route.table is None else {**entry, "table": str(route.table)})
+        return shown
+
+    def _show_rules(self, version: int) -> list[dict[str, Any]]:
+        shown: list[dict[str, Any]] = []
+        for rule in self.rules:
+            if rule.version == version:
+                # As the child writes it: priority P not fwmark M lookup T.
+                _, priority, _, _, mark, _, table = rule.words.split()
+                ours = {"priority": int(priority), "not": None, "fwmark": mark, "table": table}
+                shown.append(ours)
+        return shown
+
+    def _all_routes(self) -> list[FakeRoute]:
         connected = [
-            (str(_subnet(address)), name)
+            FakeRoute(str(_subnet(address)), name)
             for name, link in self.links.items()
             if link.up and name != "lo"
             for address in link.addresses
         ]
         return [*dict.fromkeys(connected), *self.routes]
 
-    def _batch(self, lines: Sequence[str], force: bool) -> Completed:
+    def _batch(self, lines: Sequence[str], force: bool, version: int) -> Completed:
         said, code = "", 0
         for number, line in enumerate(lines, 1):
             try:
                 if self.refuse is not None and self.refuse in line:
                     raise _KernelSaysNo("RTNETLINK answers: Operation not permitted")
-                self._carry_out(line.split())
-                self.commands.append(f"ip {line}")
+                self._carry_out(line.split(), version)
+                self.commands.append(f"ip -6 {line}" if version == 6 else f"ip {line}")
             except _KernelSaysNo as error:
                 said += f"{error}\nCommand failed -:{number}\n"
                 code = 1
@@ -240,18 +306,25 @@ class FakeLinux:
                     break
         return Completed(code, "", said)
 
-    def _carry_out(self, words: list[str]) -> None:
+    def _carry_out(self, words: list[str], version: int) -> None:
+        if words[0] == "rule":
+            self._rule(words[1], FakeRule(version, " ".join(words[2:])))
+            return
+        if words[0] == "route":
+            self._route(words[1], _route(words[2:]))
+            return
         device = words[words.index("dev") + 1]
-        if device not in self.links:
-            raise _KernelSaysNo(f'Cannot find device "{device}"')
+        self._must_exist(device)
         verbs: dict[tuple[str, str], Callable[[str, list[str]], None]] = {
             ("link", "set"): self._link_set,
             ("address", "add"): self._address_add,
             ("address", "delete"): self._address_delete,
-            ("route", "add"): self._route_add,
-            ("route", "delete"): self._route_delete,
         }
         verbs[words[0], words[1]](device, words[2:])
+
+    def _must_exist(self, device: str) -> None:
+        if device not in self.links:
+            raise _KernelSaysNo(f'Cannot find device "{device}"')
 
     def _link_set(self, device: str, words: list[str]) -> None:
         link = self.links[device]
@@ -270,7 +343,7 @@ class FakeLinux:
         if "down" in words:
             link.up = False
             link.addresses = [one for one in link.addresses if _subnet(one).version == 4]
-            self.routes = [route for route in self.routes if route[1] != device]
+            self.routes = [route for route in self.routes if route.device != device]
 
     def _address_add(self, device: str, words: list[str]) -> None:
         address = _address(words)
@@ -293,27 +366,37 @@ class FakeLinux:
         link.addresses = [one for one in link.addresses if one not in gone]
         if family == 4 and not any(_subnet(one).version == 4 for one in link.addresses):
             self.routes = [
-                route
-                for route in self.routes
-                if route[1] != device or ip_network(route[0]).version == 6
+                route for route in self.routes if route.device != device or route.version == 6
             ]
 
-    def _route_add(self, device: str, words: list[str]) -> None:
-        if not self.links[device].up:
-            raise _KernelSaysNo("Error: Device for nexthop is not up.")
-        version = ip_network(words[0]).version
-        if version == 6 and self._without_ipv6(device):
-            raise _KernelSaysNo("Error: IPv6 is disabled on nexthop device.")
-        # Two IPv4 routes of one kind to one place cannot be, whatever their interfaces.
-        taken = [route for route in self._all_routes() if route[0] == words[0]]
-        if any(version == 4 or route[1] == device for route in taken):
-            raise _KernelSaysNo("RTNETLINK answers: File exists")
-        self.routes.append((words[0], device))
+    def _route(self, verb: str, route: FakeRoute) -> None:
+        if verb == "delete":
+            if route not in self.routes:
+                raise _KernelSaysNo("RTNETLINK answers: No such process")
+            self.routes.remove(route)
+            return
+        if route.route_type == "unicast":
+            self._must_exist(route.device)
+            if not self.links[route.device].up:
+                raise _KernelSaysNo("Error: Device for nexthop is not up.")
+            if route.version == 6 and self._without_ipv6(route.device):
+                raise _KernelSaysNo("Error: IPv6 is disabled on nexthop device.")
+        # Two IPv4 routes of one table to one place cannot be, whatever their interfaces.
+        for other in self._all_routes():
+            if (other.destination, other.table) == (route.destination, route.table) and (
+                route.version == 4 or other.device == route.device
+            ):
+                raise _KernelSaysNo("RTNETLINK answers: File exists")
+        self.routes.append(route)
 
-    def _route_delete(self, device: str, words: list[str]) -> None:
-        if (words[0], device) not in self.routes:
-            raise _KernelSaysNo("RTNETLINK answers: No such process")
-        self.routes.remove((words[0], device))
+    def _rule(self, verb: str, rule: FakeRule) -> None:
+        if (rule in self.rules) == (verb == "add"):
+            said = "File exists" if verb == "add" else "No such file or directory"
+            raise _KernelSaysNo(f"RTNETLINK answers: {said}")
+        if verb == "add":
+            self.rules.append(rule)
+        else:
+            self.rules.remove(rule)
 
     def _without_ipv6(self, device: str) -> bool:
         return self.sysctls.get(f"net/ipv6/conf/{device}/disable_ipv6") != "0"
@@ -325,6 +408,14 @@ def _address(words: list[str]) -> tuple[str, str | None]:
         peer, _, prefix = words[2].partition("/")
         return f"{words[0]}/{prefix}", peer
     return words[0], None
+
+
+def _route(words: list[str]) -> FakeRoute:
+    """``[throw|unreachable] NET [dev DEVICE] [table N]``."""
+    route_type = "unicast" if "/" in words[0] else words.pop(0)
+    given = dict(zip(words[1::2], words[2::2], strict=True))
+    table = int(given["table"]) if "table" in given else None
+    return FakeRoute(words[0], given.get("dev", ""), table, route_type)
 
 
 def _subnet(address: tuple[str, str | None]) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyvpn.linux.applied import AppliedState
+from pyvpn.linux.applied import AppliedState, repair_journal
 from pyvpn.linux.desired import SystemState
 from pyvpn.linux.journal import Journal
 from pyvpn.linux.ledger import PROC_SYS, Ledger
@@ -162,19 +162,30 @@ class As:
 
 
 class Child:
-    """The logic of one privileged child in this process, with files in a directory of its own."""
+    """The logic of one privileged child in this process, with files in a directory of its own.
 
-    def __init__(self, system: Any, directory: str, name: str = "server") -> None:
+    :param root: where /etc and /run are; without it there are none.
+    """
+
+    def __init__(
+        self, system: Any, directory: str, name: str = "server", root: str | None = None
+    ) -> None:
         self.system = system
         self.journal_path = os.path.join(directory, f"{name}.journal")
         self.ledger_directory = os.path.join(directory, "ledger")
+        self.root = os.path.join(directory, "none") if root is None else root
         journal = Journal(self.journal_path, system.claim(), system.namespace())
-        self.applied = AppliedState(system, journal, Ledger(self.ledger_directory, system))
+        ledger = Ledger(self.ledger_directory, system)
+        self.applied = AppliedState(system, journal, ledger, self.root)
 
     def apply(self, state: SystemState) -> list[str]:
         """As the child does it: check, plan, apply; what it did, and its notes."""
         steps, notes = plan(over_the_socket(state), self.system)
         return [*self.applied.apply(steps), *notes]
+
+    def repaired_by(self, system: Any) -> list[str]:
+        """Another process repairs what this one left; its lines."""
+        return repair_journal(self.journal_path, system, self.ledger_directory, self.root)
 
 
 def over_the_socket(state: SystemState) -> Any:
