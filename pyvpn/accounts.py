@@ -270,16 +270,23 @@ def user_enable(options: argparse.Namespace) -> int:
     return changed(options, "enable")
 
 
-def user_remove(options: argparse.Namespace) -> int:
-    """Remove an account and its devices; its sessions end at once."""
-    return changed(options, "remove")
-
-
 def changed(options: argparse.Namespace, change: str) -> int:
-    """Do one of the three above."""
+    """Do one of the two above."""
     name = config.user_name(options.name)
     administer(options, f"user_{change}", name=name)
     say(f"{name} {change}d.")
+    return DONE
+
+
+def user_remove(options: argparse.Namespace) -> int:
+    """Remove an account and its devices; its sessions end at once."""
+    name = config.user_name(options.name)
+    answer = administer(options, "user_remove", name=name)
+    say(f"{name} removed.")
+    if routes := answer.get("routes"):
+        say(f"No longer reached, as it was behind {name}: {', '.join(map(str, routes))}")
+    for warning in answer.get("warnings") or ():
+        say(f"warning: {warning}")
     return DONE
 
 

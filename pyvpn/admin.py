@@ -17,7 +17,8 @@ from twisted.internet.defer import Deferred, DeferredLock
 
 from pyvpn.core.control import ByeReason
 from pyvpn.core.leases import AddressPool
-from pyvpn.errors import ConfigError
+from pyvpn.errors import ConfigError, VPNError
+from pyvpn.network_admin import SET_ARGUMENTS, Live, NetworkAdministration
 from pyvpn.peers import NewPeer, StockPeers, addresses_of, restored_leases
 from pyvpn.state.directory import StateDirectory
 from pyvpn.state.interface import AuditRecord, Device, IStore, User, WireGuardPeerRecord
@@ -46,9 +47,13 @@ class LiveHub(Protocol):
     """A running hub, as far as administration touches it.
 
     :ivar peers: its stock WireGuard peers.
+    :ivar network: what it offers to its clients.
     """
 
     peers: StockPeers
+
+    @property
+    def network(self) -> Live: ...
 
     def user_changed(self, name: str, public_key: bytes | None, reason: ByeReason) -> None:
         """A user's row was written.
@@ -92,6 +97,8 @@ class Administration:
         # Between looking a name up and writing it no other command may come.
         self._turn = DeferredLock()
         self._peers = None if hub is None else hub.peers
+        live = None if hub is None else hub.network
+        self._network = NetworkAdministration(store, live, self._audit)
 
     def run(self, command: str, arguments: dict[str, Any]) -> Deferred[dict[str, Any]]:
         """Do one command.
@@ -145,13 +152,17 @@ class Administration:
         return await self._change(evolve(self._existing(arguments), enabled=False), "user_disabled")
 
     async def user_remove(self, arguments: dict[str, str]) -> dict[str, Any]:
-        """{name} → {name}: the account, its devices and their leases are gone."""
+        """{name} → {name, routes, warnings}: the account, its devices and their leases are gone,
+        and the routes to networks behind them, which the answer names."""
         name = self._existing(arguments).name
         await self._store.remove_user(name)
         if self._hub is not None:
             self._hub.user_changed(name, None, ByeReason.DISABLED)
         await self._audit(name, "user_removed")
-        return {"name": name}
+        try:
+            return {"name": name, "routes": await self._network.forget_user(name), "warnings": []}
+        except VPNError as error:  # whatever it is, the user is gone
+            return {"name": name, "routes": [], "warnings": [f"the user's routes stay: {error}"]}
 
     async def user_list(self, arguments: dict[str, str]) -> dict[str, Any]:
         """{} → {users}: all users by name, each with the devices seen so far."""
@@ -209,15 +220,40 @@ class Administration:
             "hub": None if self._hub is None else self._hub.status(),
         }
 
+    # -- what the network offers ----------------------------------------------------------------
+
+    async def network_show(self, arguments: dict[str, str]) -> dict[str, Any]:
+        """See :meth:`NetworkAdministration.show`."""
+        return await self._network.show(arguments)
+
+    async def network_set(self, arguments: dict[str, str]) -> dict[str, Any]:
+        """See :meth:`NetworkAdministration.set`."""
+        return await self._network.set(arguments)
+
+    async def route_add(self, arguments: dict[str, str]) -> dict[str, Any]:
+        """See :meth:`NetworkAdministration.route_add`."""
+        return await self._network.route_add(arguments)
+
+    async def route_remove(self, arguments: dict[str, str]) -> dict[str, Any]:
+        """See :meth:`NetworkAdministration.route_remove`."""
+        return await self._network.route_remove(arguments)
+
+    async def route_list(self, arguments: dict[str, str]) -> dict[str, Any]:
+        """See :meth:`NetworkAdministration.route_list`."""
+        return await self._network.route_list(arguments)
+
     # -- stock WireGuard peers -----------------------------------------------------------------
 
     async def peer_add(self, arguments: dict[str, str]) -> dict[str, Any]:
         """{name, public_key and psk in base64, allowed_ips with commas, keepalive, endpoint} →
-        {name, addresses, hub_public_key, endpoint, networks, mtu, warnings}: a new peer.
+        {name, addresses, hub_public_key, endpoint, networks, internet, dns, search, mtu,
+        warnings}: a new peer.
 
         ``psk`` may be empty. Without ``allowed_ips`` it gets leased addresses alone; those of the
         VPN's own networks in it become its own. ``endpoint`` is ``address:port`` or empty or not
-        given. The answer has what the peer's .conf says; its ``endpoint`` is the hub's or None.
+        given. The answer has what the peer's .conf says; its ``endpoint`` is the hub's or None,
+        ``networks`` are the VPN's own and those beyond it, ``dns`` and ``search`` are for a peer
+        that sends everything through the hub, which makes sense if ``internet`` is true.
         """
         new = NewPeer(
             name=_peer_name(arguments),
@@ -231,14 +267,17 @@ class Administration:
         )
         record, warnings = await self._stock_peers().add(new)
         await self._audit(record.name, "peer_added", format_key(record.public_key))
+        warnings += await self._network.follow_peers()
         network = HubNetwork.stored(self._store)
         endpoint = self._store.setting(ENDPOINT_SETTING)
+        offered = self._network.offered(without=frozenset(record.allowed_ips))
         return {
             "name": record.name,
             "addresses": addresses_of(record),
             "hub_public_key": format_key(self._stock_peers().hub_public),
             "endpoint": endpoint.split(",")[0] if endpoint else None,
-            "networks": list(map(str, network.networks())),
+            "networks": [*map(str, network.networks()), *offered.pop("routes")],
+            **offered,
             "mtu": min(PEER_MTU, network.mtu),
             "warnings": warnings,
         }
@@ -252,18 +291,21 @@ class Administration:
         """{name} → {peer, warnings}: it may connect again."""
         record, warnings = await self._stock_peers().enable(_peer_name(arguments))
         await self._audit(record.name, "peer_enabled")
+        warnings += await self._network.follow_peers()
         return {"peer": self._peer_row(record), "warnings": warnings}
 
     async def peer_disable(self, arguments: dict[str, str]) -> dict[str, Any]:
         """{name} → {peer}: it may connect no more; its session ends, its addresses stay."""
         record = await self._stock_peers().disable(_peer_name(arguments))
         await self._audit(record.name, "peer_disabled")
+        await self._network.follow_peers()
         return {"peer": self._peer_row(record)}
 
     async def peer_remove(self, arguments: dict[str, str]) -> dict[str, Any]:
         """{name} → {name}: the peer is forgotten, and its addresses are free."""
         record = await self._stock_peers().remove(_peer_name(arguments))
         await self._audit(record.name, "peer_removed")
+        await self._network.follow_peers()
         return {"name": record.name}
 
     async def peer_export(self, arguments: dict[str, str]) -> dict[str, Any]:
@@ -399,6 +441,7 @@ def _device_row(device: Device) -> dict[str, Any]:
 
 _NOTHING: frozenset[str] = frozenset()
 _NAME = frozenset({"name"})
+_NETWORK = frozenset({"network"})
 _NAME_AND_KEY = frozenset({"name", "public_key"})
 _COMMANDS: dict[str, _Command] = {
     "user_add": _Command(Administration.user_add, _NAME_AND_KEY),
@@ -419,5 +462,10 @@ _COMMANDS: dict[str, _Command] = {
     "peer_disable": _Command(Administration.peer_disable, _NAME),
     "peer_remove": _Command(Administration.peer_remove, _NAME),
     "peer_export": _Command(Administration.peer_export, _NOTHING),
+    "network_show": _Command(Administration.network_show, _NOTHING),
+    "network_set": _Command(Administration.network_set, _NOTHING, SET_ARGUMENTS),
+    "route_add": _Command(Administration.route_add, _NETWORK, frozenset({"via"})),
+    "route_remove": _Command(Administration.route_remove, _NETWORK),
+    "route_list": _Command(Administration.route_list, _NOTHING),
     "status": _Command(Administration.status, _NOTHING),
 }

@@ -155,6 +155,21 @@ class StockPeers:
         """What the running hub knows of a peer, if it is enabled and there is a hub."""
         return None if self._live is None else self._live.wireguard.peers.get(public_key)
 
+    def behind(self) -> dict[str, list[Network]]:
+        """The enabled peers with networks beyond the VPN's own, and these, by the peers' names."""
+        records = self._store.peers()
+        found = {}
+        for key, networks in self._networks.items():
+            beyond = [network for network in networks if not self._within_vpn(network)]
+            if beyond and key in records:
+                found[records[key].name] = beyond
+        return found
+
+    def _within_vpn(self, network: Network) -> bool:
+        if isinstance(network, IPv4Network):
+            return network.subnet_of(self.pool.network4)
+        return self.pool.network6 is not None and network.subnet_of(self.pool.network6)
+
     # -- by name ---------------------------------------------------------------------------------
 
     def add(self, new: NewPeer) -> Deferred[tuple[WireGuardPeerRecord, list[str]]]:

@@ -32,6 +32,8 @@ from pyvpn.wgconf import Network, PeerConf, WireGuardConf, format_key
 MTU: Final = 1416  # docs/protocol.rst: fits 1,500 bytes outside, over IPv6 too
 KEEPALIVE: Final = 25  # seconds: below what the NATs of this world remember
 MAX_SHOWN: Final = 3  # networks in a row of the table; a peer may have thousands
+#: Both families, also where the VPN has but one: the other one's would go around it.
+EVERYTHING: Final = ("0.0.0.0/0", "::/0")
 FILES: Final = (".conf", *qrcode.FORMATS)
 
 # wg-quick and the apps make the interface's name of the file's.
@@ -105,7 +107,7 @@ def peer_add(options: argparse.Namespace) -> int:
     keys = Keys.made(options.public_key, options.psk)
     with reserved(options.output) as write:
         added = _added(options, name, keys, allowed)
-        text = conf_text(added, keys, keepalive)
+        text = conf_text(added, keys, keepalive, everything=options.all_traffic)
         note(f"{name} added: {', '.join(_texts(added.get('addresses')))}")
         warn(added)
         try:
@@ -130,6 +132,12 @@ def _added(
                 "no endpoint is set, so the peer could not be told where the hub is; set its public"
                 " address: pyvpn init --endpoint HOST[:PORT]"
             )
+        if options.all_traffic and not (await do("network_show")).get("internet"):
+            raise ConfigError(
+                "this hub offers no internet, so the peer's traffic would end there; to offer it:"
+                " pyvpn network set --internet on",
+                path="--all-traffic",
+            )
         return await do(
             "peer_add",
             name=name,
@@ -143,17 +151,21 @@ def _added(
     return conversation(options, talk)
 
 
-def conf_text(added: Mapping[str, Any], keys: Keys, keepalive: int) -> str:
+def conf_text(
+    added: Mapping[str, Any], keys: Keys, keepalive: int, *, everything: bool = False
+) -> str:
     """The text of a new peer's .conf.
 
     :param added: the answer to ``peer_add``.
     :param keepalive: the peer's, in seconds.
+    :param everything: whether the peer sends all of its traffic through the hub, questions for
+        names included. Otherwise those go where they went: wg-quick cannot tell them apart.
     """
     endpoint = added.get("endpoint")
     hub = PeerConf(
         public_key=wgconf.parse_key(added["hub_public_key"]),
         psk=keys.psk,
-        allowed_ips=_networks(added.get("networks")),
+        allowed_ips=_networks(EVERYTHING if everything else added.get("networks")),
         endpoint=None if not endpoint else wgconf.parse_endpoint(endpoint),
         keepalive=keepalive,
     )
@@ -161,6 +173,8 @@ def conf_text(added: Mapping[str, Any], keys: Keys, keepalive: int) -> str:
         private_key=keys.private,
         addresses=tuple(map(ip_interface, _texts(added.get("addresses")))),
         mtu=int(added.get("mtu") or MTU),
+        dns=tuple(map(ip_address, _texts(added.get("dns")))) if everything else (),
+        search=tuple(_texts(added.get("search"))) if everything else (),
         peers=(hub,),
     )
     text = wgconf.format_conf(conf)
@@ -489,6 +503,11 @@ def add_commands(
     add.add_argument("name", metavar="NAME", help="1 to 32 bytes")
     add.add_argument(
         "--allowed-ips", metavar="NET[,NET…]", help="networks behind the peer, beside its addresses"
+    )
+    add.add_argument(
+        "--all-traffic",
+        action="store_true",
+        help="the peer sends everything through the hub, and asks it for names",
     )
     add.add_argument("--psk", action="store_true", help="make a pre-shared key as well")
     add.add_argument(

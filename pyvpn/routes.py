@@ -21,8 +21,9 @@ WIDEST: Final = {4: 8, 6: 7}
 #: Name servers, and search domains less our own: what a CONFIG frame may hold.
 MOST_SERVERS: Final = 16
 MOST_DOMAINS: Final = 15
-#: A CONFIG frame holds 1,024, and the two of the internet are among them.
-MOST_ROUTES: Final = 1000
+#: A CONFIG frame holds 1,024 of both together, and the two of the internet are among them.
+MOST_ROUTES: Final = 900
+MOST_EXCLUDED: Final = 100
 
 _LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"  # RFC 5890 2.3.1
 _DOMAIN = re.compile(rf"(?!.{{254}}){_LABEL}(\.{_LABEL})*")
@@ -45,6 +46,14 @@ class Route:
     def holder(self) -> tuple[str, bytes | None] | None:
         """Behind whom it lies: (user, device id or None), None for the hub's side."""
         return None if self.user is None else (self.user, self.device)
+
+    def where(self, device_name: str = "") -> str:
+        """The place in words, such as ``behind alice/laptop``; without a name a device's id."""
+        if self.user is None:
+            return "on the hub's side"
+        if self.device is None:
+            return f"behind {self.user}"
+        return f"behind {self.user}/{device_name or self.device.hex()[:8]}"
 
 
 def routes(text: str) -> tuple[Network, ...]:
@@ -73,7 +82,10 @@ def routes(text: str) -> tuple[Network, ...]:
 
 def excluded(text: str) -> tuple[Network, ...]:
     """Networks that clients keep out of the tunnel, with commas between; ``none`` for none."""
-    return () if text.strip() == "none" else routes(text)
+    found = () if text.strip() == "none" else routes(text)
+    if len(found) > MOST_EXCLUDED:
+        raise ConfigError(f"{len(found)} networks are too many; the most are {MOST_EXCLUDED}")
+    return found
 
 
 def name_servers(text: str) -> DNS:

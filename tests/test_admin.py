@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, ip_network
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.admin import Administration
@@ -17,11 +18,14 @@ from pyvpn.core.control import ByeReason
 from pyvpn.core.leases import AddressPool
 from pyvpn.errors import ConfigError, StoreError
 from pyvpn.peers import StockPeers
+from pyvpn.routes import Route
 from pyvpn.state.directory import StateDirectory
 from pyvpn.state.interface import AuditRecord, Device, User
 from pyvpn.state.memory import MemoryStore
 from pyvpn.state.network import HubNetwork
+from pyvpn.state.settings import NetworkOptions, NetworkSettings
 from pyvpn.token import JoinLink
+from pyvpn.values import Network
 
 KEY = bytes(range(32))
 OTHER_KEY = bytes(range(32, 64))
@@ -29,6 +33,34 @@ HUB_KEY = b"H" * 32
 SUBNET = IPv4Network("10.10.0.0/24")
 NOW = 1_800_000_000
 ALICE_ROW = {"name": "alice", "enabled": True, "created": NOW}
+
+
+class RecordingNetwork:
+    """What a hub offers, by a hub that remembers what it was told, and refuses what it shall."""
+
+    def __init__(self) -> None:
+        self.options = NetworkOptions()
+        self.followed: list[NetworkSettings] = []
+        self.peer_changes = 0
+        self.refusal: ConfigError | None = None
+        self.warnings: list[str] = []
+        self.left_out: dict[Network, str] = {}
+
+    def check(self, settings: NetworkSettings) -> list[str]:
+        return self.warnings
+
+    def follow(self, settings: NetworkSettings) -> Deferred[None]:
+        if self.refusal is not None:
+            return fail(self.refusal)
+        self.followed.append(settings)
+        return succeed(None)
+
+    def peers_changed(self) -> Deferred[list[str]]:
+        self.peer_changes += 1
+        return succeed(self.warnings)
+
+    def problems(self) -> dict[Network, str]:
+        return self.left_out
 
 
 class RecordingHub:
@@ -39,6 +71,7 @@ class RecordingHub:
         self.peers = StockPeers(store, AddressPool(SUBNET, None), HUB_KEY, wall_clock=lambda: clock)
         self.told: list[tuple[str, bytes | None, ByeReason]] = []
         self.rows: list[User | None] = []
+        self.network = RecordingNetwork()
         self._store = store
 
     def user_changed(self, name: str, public_key: bytes | None, reason: ByeReason) -> None:
@@ -172,7 +205,8 @@ class UserTests(AdministrationCase):
         """Removing forgets user and devices and ends the sessions."""
         self.add_alice()
         self.store.put_devices([Device("alice", bytes(16), "", bytes(12), None, None, 0)])
-        self.assertEqual({"name": "alice"}, self.do("user_remove", name="alice"))
+        answer = {"name": "alice", "routes": [], "warnings": []}
+        self.assertEqual(answer, self.do("user_remove", name="alice"))
         self.assertEqual(({}, {}), (dict(self.store.users()), dict(self.store.devices())))
         self.assertEqual([("alice", None, 2)], self.hub.told)
         self.assertEqual([None], self.hub.rows)
@@ -330,6 +364,9 @@ class PeerTests(AdministrationCase):
                 "endpoint": "vpn.example.org:5050",
                 # Retyped from PROTOCOL 5: the largest inner packet that fits in 1,500 bytes.
                 "networks": ["10.10.0.0/24", "fd00::/64"],
+                "internet": False,
+                "dns": ["10.10.0.1", "fd00::1"],
+                "search": ["pyvpn"],
                 "mtu": 1416,
                 "warnings": [],
             },
@@ -470,6 +507,306 @@ class PeerTests(AdministrationCase):
             )
 
 
+class NetworkTests(AdministrationCase):
+    """What clients are offered, by a hub that runs; and the routes."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.add_alice()
+
+    def settings(self) -> NetworkSettings:
+        return NetworkSettings.stored(self.store.setting)
+
+    def network_refused(self, message: str, command: str, **arguments: str) -> None:
+        """Refused with this line; neither the store nor the hub has another network after."""
+        before = (self.settings(), list(self.hub.network.followed))
+        self.refused(message, command, arguments)
+        self.assertEqual(before, (self.settings(), self.hub.network.followed))
+
+    def add_devices(self) -> None:
+        for number, name in ((1, "laptop"), (2, "phone"), (3, "phone")):
+            device = Device("alice", bytes([number]) * 16, name, bytes(12), None, None, NOW)
+            self.store.put_devices([device])
+
+    def test_defaults(self) -> None:
+        """Nobody has set anything: the VPN alone, its clients, and their names."""
+        self.assertEqual(
+            {
+                "internet": False,
+                "client_to_client": True,
+                "dns": "hub",
+                "search": ["pyvpn"],
+                "excluded": [],
+                "routes": [],
+                "fixed": {},
+            },
+            self.do("network_show"),
+        )
+
+    def test_set(self) -> None:
+        """What is set is followed by the hub, durable, in the audit log and in the answer; the
+        rest stays."""
+        self.do("network_set", search="corp.example")
+        self.hub.network.warnings = ["mind the gap"]
+        answer = self.do(
+            "network_set",
+            internet="on",
+            client_to_client="off",
+            dns="10.20.0.53,fd00::53",
+            exclude="192.168.0.0/16",
+        )
+        self.assertEqual(["mind the gap"], answer.pop("warnings"))
+        self.assertEqual(self.do("network_show"), answer)
+        self.assertEqual(
+            (True, False, "10.20.0.53,fd00::53", ["corp.example"], ["192.168.0.0/16"]),
+            tuple(answer[key] for key in list(answer)[:5]),
+        )
+        self.assertEqual([self.settings()], self.hub.network.followed[1:])
+        self.assertEqual(
+            AuditRecord(NOW, None, "network_set", "client_to_client,dns,excluded,internet"),
+            self.audit()[0],
+        )
+        self.do("network_set", dns="none", exclude="none", internet="off")
+        self.assertEqual([], self.do("network_show")["search"])
+        self.assertEqual(((), False), (self.settings().excluded, self.settings().internet))
+
+    def test_fixed(self) -> None:
+        """What the run was started with is shown as it is, and cannot be set meanwhile."""
+        self.hub.network.options = NetworkOptions(
+            internet=True, excluded=(), routes=(ip_network("10.30.0.0/16"),)
+        )
+        self.admin = self.administration(self.hub)
+        shown = self.do("network_show")
+        self.assertEqual({"internet": "--internet", "excluded": "--exclude"}, shown["fixed"])
+        self.assertTrue(shown["internet"])
+        self.assertEqual("--route", shown["routes"][0]["source"])
+        remedy = "; start it without to change that"
+        self.network_refused(
+            f"internet: this run of the hub was started with --internet{remedy}",
+            "network_set",
+            internet="off",
+        )
+        self.network_refused(
+            f"exclude: this run of the hub was started with --exclude{remedy}",
+            "network_set",
+            exclude="192.168.0.0/16",
+        )
+        self.network_refused(
+            "this run of the hub was started with --route 10.30.0.0/16; start it without to take"
+            " the route away",
+            "route_remove",
+            network="10.30.0.0/16",
+        )
+        self.network_refused(
+            "10.30.0.0/16 behind alice overlaps 10.30.0.0/16 on the hub's side",
+            "route_add",
+            network="10.30.0.0/16",
+            via="alice",
+        )
+        self.assertEqual("none", self.do("network_set", dns="none")["dns"])
+        self.assertFalse(self.settings().internet)  # the option is of the run, not of the store
+
+    def test_routes(self) -> None:
+        """Routes on the hub's side, behind a user and behind one device come and go."""
+        self.add_devices()
+        self.do("route_add", network="10.20.0.0/16")
+        self.do("route_add", network="10.30.0.0/16", via="alice")
+        self.do("route_add", network="10.40.0.0/16", via="alice/laptop")
+        self.do("route_add", network="10.20.7.0/24")  # within one of the same place
+        where = ["on the hub's side", "behind alice", "behind alice/laptop", "on the hub's side"]
+        rows = self.do("route_list")["routes"]
+        self.assertEqual(where, [row["where"] for row in rows])
+        self.assertEqual(
+            (
+                Route(ip_network("10.20.0.0/16")),
+                Route(ip_network("10.30.0.0/16"), "alice"),
+                Route(ip_network("10.40.0.0/16"), "alice", b"\x01" * 16),
+                Route(ip_network("10.20.7.0/24")),
+            ),
+            self.settings().routes,
+        )
+        self.assertEqual(self.settings(), self.hub.network.followed[-1])
+        detail = ("alice", "route_added", "10.40.0.0/16 behind alice/laptop")
+        audit = self.audit()[1]
+        self.assertEqual(detail, (audit.user, audit.event, audit.detail))
+        # A device that is called otherwise today is the same one.
+        self.store.put_devices([Device("alice", b"\x01" * 16, "mac", bytes(12), None, None, NOW)])
+        removed = self.do("route_remove", network="10.40.0.0/16")["route"]
+        self.assertEqual(
+            ("10.40.0.0/16", "behind alice/mac"), (removed["network"], removed["where"])
+        )
+        self.assertEqual(3, len(self.settings().routes))
+        self.assertEqual(self.settings(), self.hub.network.followed[-1])
+
+    def test_left_out(self) -> None:
+        """What the hub leaves out is listed with the reason."""
+        self.do("route_add", network="10.20.0.0/16")
+        self.hub.network.left_out = {ip_network("10.20.0.0/16"): "the LAN is here"}
+        (row,) = self.do("route_list")["routes"]
+        self.assertEqual("the LAN is here", row["problem"])
+
+    def test_device_by_id(self) -> None:
+        """Of two devices of one name one is meant by its id."""
+        self.add_devices()
+        self.network_refused(
+            "via: 'alice' has 2 devices called 'phone'; give one of their ids in place of the name:"
+            " 02020202, 03030303",
+            "route_add",
+            network="10.20.0.0/16",
+            via="alice/phone",
+        )
+        self.do("route_add", network="10.20.0.0/16", via="alice/03030303")
+        self.assertEqual(b"\x03" * 16, self.settings().routes[0].device)
+
+    def test_name_with_slash(self) -> None:
+        """A user whose name holds a slash is found, and so is a device of that user."""
+        self.do("user_add", name="alice/x", public_key=OTHER_KEY.hex())
+        device = Device("alice/x", bytes(16), "y", bytes(12), None, None, NOW)
+        self.store.put_devices([device])
+        self.do("route_add", network="10.20.0.0/16", via="alice/x")
+        self.do("route_add", network="10.30.0.0/16", via="alice/x/y")
+        self.assertEqual(
+            [("alice/x", None), ("alice/x", bytes(16))],
+            [(route.user, route.device) for route in self.settings().routes],
+        )
+
+    def test_conflicts(self) -> None:
+        """Two networks that cannot be together are both named, and nothing has changed."""
+        self.add_devices()
+        self.do("route_add", network="10.20.0.0/16")
+        self.do("route_add", network="10.30.0.0/16", via="alice")
+        self.do("network_set", exclude="192.168.0.0/16")
+        peer = {"name": "office", "public_key": PeerTests.PEER, "psk": "", "keepalive": "0"}
+        self.do("peer_add", **peer, allowed_ips="10.50.0.0/16")
+        for network, via, message in (
+            ("10.10.0.0/16", "", "10.10.0.0/16 overlaps the VPN's own network 10.10.0.0/24"),
+            ("fd77::/64", "", "fd77::/64 is IPv6, which this VPN has not"),
+            ("10.20.0.0/16", "", "10.20.0.0/16 on the hub's side is there already"),
+            ("10.20.1.0/24", "alice",
+             "10.20.1.0/24 behind alice overlaps 10.20.0.0/16 on the hub's side"),
+            ("10.30.0.0/15", "alice/laptop",
+             "10.30.0.0/15 behind alice/laptop overlaps 10.30.0.0/16 behind alice"),
+            ("10.50.1.0/24", "", "10.50.1.0/24 overlaps 10.50.0.0/16 behind WireGuard peer office"),
+            ("192.168.0.0/16", "", "clients keep 192.168.0.0/16 out of the tunnel; see: pyvpn"
+             " network set --exclude"),
+        ):  # fmt: skip
+            self.network_refused(message, "route_add", network=network, via=via)
+        self.network_refused(
+            "exclude: 10.20.0.0/16 is a route; remove that before",
+            "network_set",
+            exclude="10.20.0.0/16",
+        )
+        self.network_refused(
+            "exclude: 10.10.0.0/24 is part of the VPN's own network 10.10.0.0/24",
+            "network_set",
+            exclude="10.10.0.0/24",
+        )
+        self.do("network_set", exclude="10.0.0.0/8")  # the VPN's own stays in it
+
+    def test_bad_input(self) -> None:
+        """A table of wrong values."""
+        self.add_devices()
+        peer = {"name": "office", "public_key": PeerTests.PEER, "psk": "", "keepalive": "0"}
+        self.do("peer_add", **peer, allowed_ips="10.50.0.0/16")
+        for command, arguments, message in (
+            ("network_set", {}, "nothing is to be changed; see: pyvpn network set --help"),
+            ("network_set", {"internet": "yes"}, "internet: 'yes' is neither on nor off"),
+            ("network_set", {"dns": "x"},
+             "dns: 'x' is no name server; give hub, none, or addresses with commas"),
+            ("route_add", {"network": "0.0.0.0/0"},
+             "network: 0.0.0.0/0 is everything; to offer clients the internet take --internet, or"
+             " run: pyvpn network set --internet on"),
+            ("route_add", {"network": "10.0.0.0/8,11.0.0.0/8"},
+             "network: give one network at a time"),
+            ("route_add", {"network": ""}, "network: give a network, like 192.168.7.0/24"),
+            ("route_add", {"network": "10.20.0.0/16", "via": "bob/x"},
+             "via: there is no user 'bob'; to see all: pyvpn user list"),
+            ("route_add", {"network": "10.20.0.0/16", "via": "alice/tv"},
+             "via: 'alice' has no device 'tv'; there are: laptop, phone, phone"),
+            ("route_add", {"network": "10.20.0.0/16", "via": "office"},
+             "via: 'office' is a WireGuard peer; what is behind one is said when it is added: pyvpn"
+             " peer add office --allowed-ips …"),
+            ("route_remove", {"network": "10.20.0.0/16"},
+             "there is no route to 10.20.0.0/16; to see all: pyvpn route list"),
+            ("route_remove", {"network": "10.50.0.0/16"},
+             "10.50.0.0/16 is behind WireGuard peer 'office': it goes with the peer"),
+        ):  # fmt: skip
+            self.network_refused(message, command, **arguments)
+
+    def test_hub_refuses(self) -> None:
+        """What the hub cannot follow is not kept."""
+        self.hub.network.refusal = ConfigError("Linux refuses it, all is as it was: no")
+        self.network_refused("Linux refuses it, all is as it was: no", "network_set", internet="on")
+
+    def test_not_durable(self) -> None:
+        """What cannot be written the hub takes back."""
+        full = mock.patch.object(
+            self.store, "set_setting", lambda key, value: fail(StoreError("the disk is full"))
+        )
+        with full:
+            failed = self.admin.run("network_set", {"internet": "on"})
+            self.failureResultOf(failed, StoreError)
+        self.assertEqual([True, False], [told.internet for told in self.hub.network.followed])
+        self.assertFalse(self.settings().internet)
+
+    def test_user_removed(self) -> None:
+        """With a user go the routes to what is behind, which the answer names; others stay."""
+        self.do("route_add", network="10.20.0.0/16")
+        self.do("route_add", network="10.30.0.0/16", via="alice")
+        answer = self.do("user_remove", name="alice")
+        self.assertEqual(["10.30.0.0/16"], answer["routes"])
+        self.assertEqual((Route(ip_network("10.20.0.0/16")),), self.settings().routes)
+        self.assertEqual(self.settings(), self.hub.network.followed[-1])
+
+    def test_user_removed_all_the_same(self) -> None:
+        """Settings that cannot be read keep nobody from being removed."""
+        self.store.set_setting("network_settings", "{")
+        answer = self.do("user_remove", name="alice")
+        self.assertEqual({}, dict(self.store.users()))
+        (warning,) = answer["warnings"]
+        self.assertIn("the user's routes stay: the store's setting 'network_settings'", warning)
+
+    def test_peers(self) -> None:
+        """Each change of stock peers is followed by the hub's routes; a new one learns others."""
+        self.do("route_add", network="10.20.0.0/16")
+        self.do("network_set", internet="on", search="corp.example")
+        peer = {"psk": "", "keepalive": "0"}
+        self.do("peer_add", **peer, name="a", public_key=PeerTests.PEER, allowed_ips="10.50.0.0/16")
+        self.hub.network.warnings = ["10.60.0.0/16 is taken; no route leads there"]
+        answer = self.do(
+            "peer_add", **peer, name="b", public_key=PeerTests.PSK, allowed_ips="10.60.0.0/16"
+        )
+        self.assertEqual(self.hub.network.warnings, answer["warnings"])
+        self.assertEqual(["10.10.0.0/24", "10.20.0.0/16", "10.50.0.0/16"], answer["networks"])
+        self.assertTrue(answer["internet"])
+        self.assertEqual(["10.10.0.1"], answer["dns"])
+        self.assertEqual(["pyvpn", "corp.example"], answer["search"])
+        for change in ("disable", "enable", "remove"):
+            self.do(f"peer_{change}", name="b")
+        self.assertEqual(5, self.hub.network.peer_changes)
+        rows = self.do("route_list")["routes"]
+        self.assertEqual(
+            [("10.20.0.0/16", "on the hub's side"), ("10.50.0.0/16", "behind WireGuard peer a")],
+            [(row["network"], row["where"]) for row in rows],
+        )
+
+    def test_without_hub(self) -> None:
+        """Without a running hub settings and routes are kept for its next start."""
+        self.admin = self.administration(None)
+        self.do("network_set", internet="on")
+        self.do("route_add", network="10.30.0.0/16", via="alice")
+        self.network_refused(
+            "10.10.0.0/25 overlaps the VPN's own network 10.10.0.0/24",
+            "route_add",
+            network="10.10.0.0/25",
+        )
+        self.assertEqual(
+            NetworkSettings(internet=True, routes=(Route(ip_network("10.30.0.0/16"), "alice"),)),
+            self.settings(),
+        )
+        self.assertEqual([], self.hub.network.followed)
+
+
 class RefusalTests(AdministrationCase):
     """A table of wrong input: each is one line, and nothing happened."""
 
@@ -480,7 +817,7 @@ class RefusalTests(AdministrationCase):
         known = (
             "user_add, user_passwd, user_list, user_disable, user_enable, user_remove, invite, "
             "endpoint_set, peer_add, peer_list, peer_enable, peer_disable, peer_remove, "
-            "peer_export, status"
+            "peer_export, network_show, network_set, route_add, route_remove, route_list, status"
         )
         hex_key = "public_key: expected 64 hexadecimal digits"
         nobody = "there is no user 'bob'; to see all: pyvpn user list"

@@ -16,6 +16,7 @@ from pyvpn.config import ServerConfig
 from pyvpn.core import tai64n
 from pyvpn.core.control import ByeReason
 from pyvpn.core.events import (
+    ConfigRefused,
     LeaseLost,
     LeaseRequested,
     LoginRequested,
@@ -36,12 +37,14 @@ from pyvpn.core.server import (
 from pyvpn.core.wireguardpeers import WireGuardPeer
 from pyvpn.errors import AddressTaken, PoolExhausted, StartError, StoreError
 from pyvpn.linux.cpu import wants_aes
-from pyvpn.linux.desired import Address, Link, SystemState
-from pyvpn.linux.forwarding import hub_sysctls
 from pyvpn.linux.preflight import ipv6_available
+from pyvpn.linux.system import LinuxSystem
 from pyvpn.peers import LiveCore, StockPeers, restored_leases
-from pyvpn.service import statistics
+from pyvpn.service import hubnetwork, statistics
 from pyvpn.service.base import Surroundings, VPNService
+from pyvpn.service.childport import ChildPort
+from pyvpn.service.hubnames import HubNames
+from pyvpn.service.livenetwork import LiveNetwork
 from pyvpn.service.twistd import Process
 from pyvpn.service.uapisocket import UAPI_DIRECTORY, UAPISocket
 from pyvpn.service.wireguardcontrol import WireGuardControl, keep_device
@@ -71,6 +74,7 @@ class ServerService(VPNService):
 
     core: VPNServer
     peers: StockPeers
+    network: LiveNetwork
 
     def __init__(
         self,
@@ -103,12 +107,13 @@ class ServerService(VPNService):
         self._store.open()
         self._pool = AddressPool(config.subnet, self._network6())
         self.core = self._make_core()
+        self._names = HubNames(self._store, self._pool, self.core, self._connected)
         protocol = VPNServerProtocol(self.core, self._event)
         udp = UDPPort(config.port, protocol, config.interface or "", reactor=self._reactor)
         self._open_ports(protocol, udp, config.tun)
         self._restore()
         self._open_uapi()
-        self._note(self._open_child().apply(self._system_state()))
+        self._open_network()
         for path in (self._state.path, *self._state.path.iterdir()):
             self._give_away(path)
 
@@ -195,22 +200,28 @@ class ServerService(VPNService):
             self._log.warn("{error}; wg will not show this hub", error=error)
             self._uapi = None
 
-    def _addresses(self) -> list[str]:
-        """Return the hub's own inner addresses with their prefix lengths."""
-        pool = self._pool
-        addresses = [f"{pool.hub4}/{pool.network4.prefixlen}"]
-        if pool.network6 is not None:
-            addresses.append(f"{pool.hub6}/{pool.network6.prefixlen}")
-        return addresses
-
-    def _system_state(self) -> SystemState:
-        addresses = [Address(interface) for interface in self._addresses()]
-        return SystemState(
-            links=(Link(self._config.tun, self._config.mtu, tuple(addresses)),),
-            sysctls=hub_sysctls(self._config.tun),
+    def _open_network(self) -> None:
+        """Set Linux up, and answer for names."""
+        self.network = LiveNetwork(
+            self._config,
+            self._store,
+            self._pool,
+            self.core,
+            peers=self.peers.behind,
+            endpoints=lambda: self._config.endpoint or self._store.setting(ENDPOINT_SETTING),
+            names=self._names.current,
+            settle=self.protocol.transmit,
+            nft=LinuxSystem().run(["nft", "list", "tables"], "").code == 0,
+            reactor=self._reactor,
         )
+        child = self._open_child()
+        self._undo.push("answer for names no more", self.network.close)
+        self._note(self.network.open(child.apply))
 
     def _serve(self) -> None:
+        child = ChildPort(self._child, self._reactor)
+        self._undo.push("stop waiting for the privileged child", child.close)
+        self.network.serve(child.apply)
         self._administration = Administration(self._store, self._state, self)
         self._undo.push("write what is not written yet", self._written)
         self._begin_traffic()
@@ -254,7 +265,17 @@ class ServerService(VPNService):
                     raise UAPIError(errno.EADDRINUSE, f"{network} is the hub's own address")
 
     def _changed_by_wg(self, public_keys: set[bytes]) -> Deferred[None]:
-        return self.peers.changed(public_keys).addErrback(self._not_kept)
+        done = self.peers.changed(public_keys)
+        done.addCallback(self._routes_follow)
+        return done.addErrback(self._not_kept)
+
+    async def _peers_routed(self) -> None:
+        for warning in await self.network.peers_changed():
+            self._log.warn("{warning}", warning=warning)
+
+    def _routes_follow(self, _: object) -> Deferred[None]:
+        self._names.changed()
+        return Deferred.fromCoroutine(self._peers_routed())
 
     def _not_kept(self, failure: Failure) -> None:
         """Tell wg and the log that a change will last until the next start only."""
@@ -264,6 +285,7 @@ class ServerService(VPNService):
     # -- what the core asks -------------------------------------------------------------------
 
     def _event(self, event: object) -> None:
+        self._names.changed()
         if isinstance(event, LoginRequested):
             # Who may not log in has no key in the core; nothing else can refuse yet.
             self.core.login_decided(event.id, True, boottime())
@@ -280,6 +302,13 @@ class ServerService(VPNService):
                 )
         elif isinstance(event, SessionEnded):
             self._log.info("{user} is disconnected: {reason}", user=event.user, reason=event.reason)
+        elif isinstance(event, ConfigRefused):
+            self._log.warn(
+                "{user}'s machine could not apply what it was told of the network (status"
+                " {status}): its routes and name servers are as before",
+                user=event.user,
+                status=event.status,
+            )
         elif isinstance(event, WireGuardConnected):
             if event.new:
                 self._log.info(
@@ -361,6 +390,7 @@ class ServerService(VPNService):
 
     def _wrote(self, _: object) -> None:
         self._writing = None
+        self._names.changed()
         if self._unwritten:
             self._write()
 
@@ -389,6 +419,7 @@ class ServerService(VPNService):
     def user_changed(self, name: str, public_key: bytes | None, reason: ByeReason) -> None:
         """Let a user log in with a key, or no more; see :class:`pyvpn.admin.LiveHub`."""
         now = boottime()
+        self._names.changed()
         if public_key is not None:
             self.core.set_user(name, public_key, now)
         else:
@@ -407,7 +438,8 @@ class ServerService(VPNService):
             "uptime": now - self._started,
             "port": self._udp.localPort,
             "endpoint": self._store.setting(ENDPOINT_SETTING),
-            "addresses": self._addresses(),
+            "addresses": hubnetwork.interfaces(self._pool),
+            "network": self.network.status(),
             **statistics.of_ports(self._tun, self._udp),
             "clock_behind": self.core.clock_behind(),
             "sessions": [_session(peer, now) for peer in self.core.connected_peers()],

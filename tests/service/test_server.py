@@ -19,7 +19,9 @@ from twisted.trial.unittest import TestCase
 
 from pyvpn.config import ServerConfig
 from pyvpn.core.wireguarddevice import WireGuardDevice
-from pyvpn.errors import StoreError
+from pyvpn.errors import CommandFailed, StoreError
+from pyvpn.linux.desired import SystemState
+from pyvpn.linux.privsep import Answer
 from pyvpn.service.base import Surroundings
 from pyvpn.service.server import ServerService
 from pyvpn.tx.endpoint import UDPEndpoint
@@ -29,6 +31,45 @@ from tests.service.test_steps import PipeTUN, RecordingChild, _free_port
 KEY = b"\x01" * 32
 TEXT = "AQEB" * 10 + "AQE="
 USER_KEY = b"\x07" * 32
+
+
+class AnsweringChild(RecordingChild):
+    """A privileged child that keeps what it was told, and says that it is so, or why not.
+
+    :ivar states: all that it was told, the newest last.
+    :ivar refusal: what it says to the next ones, None if all is well.
+    """
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.states: list[SystemState] = []
+        self.refusal: CommandFailed | None = None
+        self._ours, self._theirs = socket.socketpair()
+        self._answers: list[Answer] = []
+
+    def apply(self, state: SystemState) -> list[str]:
+        self.states.append(state)
+        return super().apply(state)
+
+    def begin(self, state: SystemState) -> int:
+        self.states.append(state)
+        number = len(self.states)
+        self._answers.append(Answer(number, [f"state {number}"], self.refusal))
+        self._theirs.send(b".")
+        return number
+
+    def fileno(self) -> int:
+        return self._ours.fileno()
+
+    def take_answers(self) -> list[Answer]:
+        self._ours.recv(100)
+        answers, self._answers = self._answers, []
+        return answers
+
+    def close(self) -> list[str]:
+        self._ours.close()
+        self._theirs.close()
+        return super().close()
 
 
 class ServerCase(TestCase):
@@ -47,13 +88,17 @@ class ServerCase(TestCase):
     def note(self, event: LogEvent) -> None:
         self.logged.append(formatEvent(event))
 
-    async def start(self) -> ServerService:
+    async def start(self, **options: Any) -> ServerService:
         config = ServerConfig(
-            port=self.port, state_dir=self.directory / "state", run_dir=self.directory / "run"
+            port=self.port,
+            state_dir=self.directory / "state",
+            run_dir=self.directory / "run",
+            **options,
         )
+        self.child = child = AnsweringChild()
         surroundings = Surroundings(
             open_tun=lambda name: PipeTUN([], name),  # type: ignore[arg-type,return-value]
-            child=lambda path: RecordingChild([]),  # type: ignore[arg-type,return-value]
+            child=lambda path: child,  # type: ignore[arg-type,return-value]
         )
         service = ServerService(config, None, surroundings, uapi_directory=self.directory / "wg")
         self.addCleanup(lambda: maybeDeferred(service.stopService))
