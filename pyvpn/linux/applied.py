@@ -67,15 +67,16 @@ class AppliedState:
             way.forget_lost()
         records = sorted(self._journal.records, key=lambda record: order(record.step))
         dropped = steps_to_drop([record.step for record in records], wanted)
-        stay = [record for record in records if record.step not in dropped]
-        done = self._refused.union(record.step for record in stay)
+        gone = set(dropped)
+        stay = {id(record) for record in records if record.step not in gone}
+        done = self._refused.union(record.step for record in records if id(record) in stay)
         missing = [step for step in wanted if step not in done]
         if not dropped and not missing:
             return []
         try:
-            return self._replace([r for r in records if r.step in dropped], missing)
+            return self._replace([r for r in records if r.step in gone], missing)
         except Exception as failure:
-            made = [record for record in self._journal.records if record not in stay]
+            made = [record for record in self._journal.records if id(record) not in stay]
             try:
                 self._replace(made, dropped)
             except ChangeFailed as again:

@@ -109,10 +109,12 @@ class Journal:
             raise
 
     def forget(self, records: Sequence[Record]) -> None:
-        """These are undone, or never were done."""
+        """These of :attr:`records` are undone, or never were done."""
         if not records:
             return
-        self.records = [record for record in self.records if record not in records]
+        # By identity: a thousand routes, each looked for among a thousand by value, take a second.
+        gone = {id(record) for record in records}
+        self.records = [record for record in self.records if id(record) not in gone]
         try:
             self.save()
         except JournalError:

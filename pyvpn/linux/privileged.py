@@ -3,13 +3,14 @@
 Run as ``python -I -S privileged.py FD JOURNAL [LEDGER_DIRECTORY]``; FD is a stream socket with one
 JSON object per line::
 
-    → {"id": 1, "op": "apply", "state": {"links": […], "routes": […], "sysctls": {…}}}
+    → {"id": 1, "op": "apply", "state": {"links": […], "routes": […], …}}
     ← {"id": 1, "ok": true, "commands": ["ip link set dev leamit0 mtu 1416", "note: …"]}
     ← {"id": 1, "ok": false, "error": {"argv": ["ip", …], "code": 2, "stderr": "File exists"}}
 
 It speaks first, with id 0: what it repaired of a crashed one before, or why it cannot begin. On
-end of file (the service ended, however it ended) and on SIGTERM it undoes everything, says so with
-``"id": null``, removes the journal and exits. Standard library and our own modules only.
+end of file (the service ended, however it ended) and on SIGTERM it undoes everything but a kill
+switch, says so with ``"id": null``, removes the journal and exits. Standard library and our own
+modules only.
 """
 
 from __future__ import annotations
