@@ -1,4 +1,4 @@
-"""The quick scenes of tests/scenes, with real programs all around, and the runner of all of them."""
+"""The quick scenes of tests/scenes, with real programs all around, and their runner."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from tests.scenes.ends import NEWEST, THEIRS
 from tests.scenes.handshakes import cookie, rekey, rekey_when_idle, wrong_key, wrong_psk
 from tests.scenes.hosts import WireGuardLab
 from tests.scenes.hub import exported, imported, key_made_elsewhere, switched_off, together
-from tests.scenes.networks import home
+from tests.scenes.networks import cafe, home
 from tests.scenes.networks.lab import NetworksLab
 from tests.scenes.traffic import (
     nat_that_forgets,
@@ -113,15 +113,19 @@ NETWORKS: list[tuple[str, Act, list[str], int]] = [
     ("home router", home.home, ["vpn alone", "all traffic"], 120),
     ("home router, programs that never rest", home.kill_switch, ["kill switch"], 150),
     ("home router, programs that never rest", home.without_kill_switch, ["all traffic"], 30),
+    ("hostile café", cafe.cafe, ["vpn alone", "all traffic"], 120),
+    ("hostile café, programs that never rest", cafe.kill_switch, ["kill switch"], 150),
+    ("hostile café, a neighbour who probes", cafe.probes, ["all traffic"], 45),
 ]
 #: Those of the test suite.
 QUICK_NETWORKS = {
     (home.home, "all traffic"),
     (home.kill_switch, "kill switch"),
     (home.without_kill_switch, "all traffic"),
+    (cafe.probes, "all traffic"),
 }
 #: Those in which a machine sleeps: twenty seconds, and once more for minutes, LONGER in all.
-SLEEPING = {home.home, home.kill_switch}
+SLEEPING = {home.home, home.kill_switch, cafe.cafe, cafe.kill_switch}
 LONGER = 200
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.netns.lab import PORT, Process
 from tests.netns.processes import wait_until
-from tests.scenes.ends import expect
+from tests.scenes.ends import Failed, expect
 from tests.scenes.networks.lab import VPN_NAME, NetworksLab
 
 KILL_SWITCH = "pyvpn-kill-switch"
@@ -79,7 +79,18 @@ class Client:
 
     def up(self, *options: str) -> None:
         """Start it in the background; `options` are those of ``twistd pyvpn-client``."""
-        self.lab.pyvpn(self.host, "up", self.user, "--", *options, seconds=60)
+        words = ("up", self.user, "--", *options)
+        done = self.lab.pyvpn(self.host, *words, check=False, seconds=60)
+        if done.returncode:
+            said = done.stderr.strip() or done.stdout.strip()
+            raise Failed(
+                f"'pyvpn {' '.join(words)}' ended with {done.returncode}: {said}{self.log()}"
+            )
+
+    def log(self, lines: int = 12) -> str:
+        """The end of its log, to be put after a line that says what is wrong."""
+        shown = self.lab.pyvpn(self.host, "logs", self.user, check=False).stdout
+        return "".join(f"\n| {line}" for line in shown.splitlines()[-lines:])
 
     def down(self) -> None:
         """``pyvpn down``."""

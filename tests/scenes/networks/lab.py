@@ -118,10 +118,9 @@ class NetworksLab(Lab):
         if self._dnsmasq is not None:
             self._dnsmasq.stop()
         router = self.namespace("router")
-        for version, address in (("-4", f"{subnet.gateway4}/24"), ("-6", f"{subnet.gateway6}/64")):
-            if version == "-4":
-                self._ip("-n", router, version, "address", "flush", "dev", "lan", "scope", "global")
-            self._ip("-n", router, version, "address", "replace", address, "dev", "lan")
+        # It keeps those of before, as the neighbour does.
+        for address in (f"{subnet.gateway4}/24", f"{subnet.gateway6}/64"):
+            self._ip("-n", router, "address", "replace", address, "dev", "lan")
         via = ["via", ROUTER.ipv6]
         self._ip(
             *("-n", self.namespace(INET), "-6", "route", "replace"), f"{subnet.ipv6}::/64", *via
@@ -196,6 +195,18 @@ class NetworksLab(Lab):
         shown = self.run(host, ["ip", "-json", "link", "show", "dev", interface], check=True)
         return str(json.loads(shown.stdout)[0]["address"])
 
+    def link_local(self, host: str, interface: str = "eth0") -> str:
+        """An interface's link-local address."""
+        argv = ["ip", "-json", "-6", "address", "show", "dev", interface, "scope", "link"]
+        shown = self.run(host, argv, check=True)
+        # Addresses of other scopes are there as well, as empty entries.
+        (found,) = filter(None, json.loads(shown.stdout)[0]["addr_info"])
+        return str(found["local"])
+
+    def way(self, host: str, address: str) -> str:
+        """What ``ip route get`` says."""
+        return self.run(host, ["ip", "route", "get", address], check=True).stdout
+
     # -- inside -------------------------------------------------------------------------------
 
     def _build(self) -> None:
@@ -227,6 +238,9 @@ class NetworksLab(Lab):
             self._ip("-n", router, "link", "set", name, "master", "lan")
         forward = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]
         self.run("router", ["sysctl", "-qw", *forward], check=True)
+        # What passes the bridge alone is no business of the router's rules, whatever kernel it is.
+        bridged = "for rule in /proc/sys/net/bridge/bridge-nf-call-ip*; do echo 0 >$rule; done"
+        self.run("router", ["sh", "-c", bridged])
         self.run("router", ["nft", "-f", "-"], stdin=ROUTER_RULES, check=True)
         self.run("neighbour", ["sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=0"], check=True)
         fixed = (f"{HOME.ipv4}.66/24", f"{ELSEWHERE.ipv4}.66/24", f"{HOME.ipv6}::66/64")

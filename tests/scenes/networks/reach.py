@@ -29,7 +29,12 @@ NOTHING = "-"
 WHO = {
     "hub": (HUB.ipv4, HUB.ipv6),
     "router": (ROUTER.ipv4,),
-    "itself": (f"{HOME.ipv6}::/64", f"{ELSEWHERE.ipv6}::/64", ROAMER.ipv4, ROAMER.ipv6),
+    "itself": (
+        *(f"{subnet.ipv6}::/64" for subnet in (HOME, ELSEWHERE)),
+        *(f"{subnet.ipv4}.0/24" for subnet in (HOME, ELSEWHERE)),
+        ROAMER.ipv4,
+        ROAMER.ipv6,
+    ),
     "its inner address": ("10.10.0.0/24", "fc00::/7"),
 }
 

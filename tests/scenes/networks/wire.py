@@ -3,7 +3,7 @@
 Everything counts as plaintext that is not
 
 * UDP to the hub's port,
-* ARP, or IPv6 router and neighbour discovery and the multicast listeners it takes,
+* ARP, or IPv6 router and neighbour discovery,
 * DHCP,
 * a question for the hub's name to one of the resolvers that were set before.
 
@@ -22,11 +22,9 @@ from typing import NamedTuple
 
 ARP, IPV4, IPV6, VLAN = 0x0806, 0x0800, 0x86DD, 0x8100
 ICMP, TCP, UDP, ICMP6, HOP_BY_HOP, FRAGMENT = 1, 6, 17, 58, 0, 44
-#: Router solicitation, neighbour solicitation and advertisement (RFC 4861).
-DISCOVERY = {133, 135, 136}
-#: Multicast listener report, done, report of version 2 (RFC 2710, RFC 3810).
-LISTENER = {131, 132, 143}
-KINDS = ("tunnel", "neighbours", "listeners", "dhcp", "resolver", "plaintext")
+#: Types 133, 135, 136: router and neighbour solicitation, neighbour advertisement (RFC 4861).
+DISCOVERY = {b"\x85", b"\x87", b"\x88"}
+KINDS = ("tunnel", "neighbours", "dhcp", "resolver", "plaintext")
 
 
 class Frame(NamedTuple):
@@ -77,11 +75,8 @@ class Sorting:
         packet = read(frame)
         if packet is None:
             return "plaintext"
-        if packet.protocol == ICMP6 and packet.payload:
-            if packet.payload[0] in DISCOVERY:
-                return "neighbours"
-            if packet.payload[0] in LISTENER:
-                return "listeners"
+        if packet.protocol == ICMP6 and packet.payload[:1] in DISCOVERY:
+            return "neighbours"
         if packet.protocol != UDP:
             return "plaintext"
         if (str(packet.target), packet.target_port) in self.hub:

@@ -1,0 +1,153 @@
+"""In a café whose network is hostile.
+
+Its DHCP sends everything through the neighbour by routes that are longer than a default (option
+121), and the VPN's own network too; its resolver sends every name to the neighbour's web server;
+the neighbour forwards what it gets, announces itself as an IPv6 router with such routes, and knocks
+at the tunnel's addresses from the LAN.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+
+from tests.netns.processes import wait_until
+from tests.scenes.ends import expect
+from tests.scenes.networks import attacks
+from tests.scenes.networks.client import Client, Hub
+from tests.scenes.networks.course import (
+    LAPTOP,
+    OPTIONS,
+    SORTING,
+    Place,
+    neighbour,
+    never_rest,
+    stay,
+)
+from tests.scenes.networks.lab import HOME, HUB, WWW, NetworksLab, Subnet
+from tests.scenes.networks.reach import FULL, PLAIN, SPLIT, reaches
+from tests.scenes.networks.wire import tally
+
+ATTACKER = "neighbour"
+#: An inner address for the control of the probes; no client gets it.
+BARE = "10.10.0.250"
+VPN = "10.10.0.0/24"
+
+#: Every name is the attacker's.
+LIED = {
+    **PLAIN,
+    "name www": neighbour(HOME),
+    "page www v4": f"{ATTACKER} sees itself",
+    "page www v6": f"{ATTACKER} sees itself",
+    "name hub.pyvpn": neighbour(HOME),
+    "page hub.pyvpn v4": f"{ATTACKER} sees itself",
+    "page hub.pyvpn v6": f"{ATTACKER} sees itself",
+}
+THERE = {"vpn alone": SPLIT, "all traffic": FULL}
+
+
+def rogue(subnet: Subnet) -> tuple[str, ...]:
+    """What the hostile router hands out."""
+    routes = ("0.0.0.0/1", "128.0.0.0/1", f"{WWW.ipv4}/32", VPN)
+    by_attacker = ",".join(f"{route},{neighbour(subnet)}" for route in routes)
+    # One address for every subnet: what is said must not depend on where it is said.
+    lies = [f"--address=/#/{neighbour(HOME)}", f"--address=/#/{HOME.ipv6}::66"]
+    return (f"--dhcp-option=121,{by_attacker}", *lies)
+
+
+PLACE = Place(rogue, LIED, endpoint=HUB.ipv4, asks=False)
+
+
+def enter(lab: NetworksLab) -> None:
+    """The laptop is in the café, and its packets go through the neighbour."""
+    forward = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]
+    quiet = ["net.ipv4.conf.all.send_redirects=0", "net.ipv4.conf.eth0.send_redirects=0"]
+    lab.run(ATTACKER, ["sysctl", "-qw", *forward, *quiet], check=True)
+    lab.web(ATTACKER, ATTACKER)
+    # As NetworkManager has it: what a router announces is believed to the last bit.
+    believe = "net.ipv6.conf.eth0.accept_ra_rt_info_max_plen=128"
+    lab.run(LAPTOP, ["sysctl", "-qw", believe], check=True)
+    lab.spawn(ATTACKER, [sys.executable, attacks.__file__, "announce"], "announce")
+    PLACE.arrive(lab, strict=False)
+    for address, by in ((WWW.ipv4, neighbour(HOME)), (WWW.ipv6, lab.link_local(ATTACKER))):
+        by_attacker = partial(_goes_by, lab, address, by)
+        lab.wait_until(by_attacker, f"the way to {address} by the neighbour", 15)
+
+
+def cafe(lab: NetworksLab, variant: str, length: str) -> None:
+    """In a hostile café the VPN's network, and with all traffic everything, goes into the tunnel
+    all the same; names are the hub's; after each end of the client the machine is as before."""
+    enter(lab)
+    stay(lab, PLACE, THERE[variant], variant, length)
+
+
+def kill_switch(lab: NetworksLab, variant: str, length: str) -> None:
+    """In a hostile café the kill switch lets not one plaintext packet out, as at home."""
+    enter(lab)
+    never_rest(lab, PLACE, length)
+
+
+def probes(lab: NetworksLab, variant: str, length: str) -> None:
+    """A neighbour who sends to the tunnel's addresses on the LAN, as himself and as somebody whom
+    the laptop talks to through the tunnel, learns nothing: no packet comes back, in the LAN or
+    through the tunnel, while an address that is not the tunnel's answers him. With all traffic in
+    the tunnel nothing goes through his hands, whatever he and the router announce."""
+    enter(lab)
+    client = Client(Hub(lab, "--internet", endpoint=HUB.ipv4).start(), LAPTOP, "alice")
+    lab.ip(LAPTOP, f"address add {BARE}/32 dev lo")
+    answers = _probed(lab, BARE)
+    expect(min(answers) > 0, f"the probes draw no answer from an address of no tunnel: {answers}")
+    lab.ip(LAPTOP, f"address del {BARE}/32 dev lo")
+
+    client.up(*OPTIONS[variant])
+    reaches(lab, LAPTOP, FULL, "connected")
+    recording = lab.capture("router", LAPTOP, "cafe.pcap")
+    for address in lab.addresses(LAPTOP):
+        answers = _probed(lab, str(address))
+        expect(max(answers) == 0, f"to probes of {address} the laptop has answered: {answers}")
+    began = time.time()
+    reaches(lab, LAPTOP, FULL, "connected, and probed")
+    found = tally(lab.captured(recording), SORTING, source=lab.mac(LAPTOP))
+    # The LAN stays reachable without the kill switch: a ping of the neighbour is a plain one.
+    allowed = {f"ICMP type 8 to {neighbour(HOME)}"}
+    leaked = set(found.plaintext) - allowed
+    expect(not leaked, f"around the tunnel went {sorted(leaked)}")
+    expect(found.kinds["tunnel"], f"nothing went through the tunnel since {began}: {found}")
+    client.down()
+    reaches(lab, LAPTOP, LIED, "after 'pyvpn down'")
+
+
+def _probed(lab: NetworksLab, address: str) -> tuple[int, int]:
+    """Probe an address of the laptop's from the LAN; how many echo replies and TCP resets the
+    laptop has sent for it, wherever to."""
+    six = ":" in address
+    before = _sent(lab)
+    argv = [sys.executable, attacks.__file__, "probe", address, lab.mac(LAPTOP), lab.mac(ATTACKER)]
+    sources = (f"{HOME.ipv6}::66", WWW.ipv6) if six else (neighbour(HOME), WWW.ipv4)
+    arrived = _received(lab)
+    done = lab.run(ATTACKER, [*argv, *sources], check=True)
+    count = int(done.stdout)
+    wait_until(lambda: _received(lab) - arrived >= count, "the probes' arrival", 10)
+    after = _sent(lab)
+    return after[0] - before[0], after[1] - before[1]
+
+
+def _goes_by(lab: NetworksLab, address: str, by: str) -> bool:
+    return f"via {by} " in lab.way(LAPTOP, address)
+
+
+def _received(lab: NetworksLab) -> int:
+    path = "/sys/class/net/eth0/statistics/rx_packets"
+    return int(lab.run(LAPTOP, ["cat", path], check=True).stdout)
+
+
+def _sent(lab: NetworksLab) -> tuple[int, int]:
+    """Echo replies of both families and TCP resets that the laptop's kernel has sent."""
+    argv = ["nstat", "-asz", "IcmpOutEchoReps", "Icmp6OutEchoReplies", "TcpOutRsts"]
+    values = {}
+    for line in lab.run(LAPTOP, argv, check=True).stdout.splitlines()[1:]:
+        name, value, *_ = line.split()
+        values[name] = int(value)
+    replies = values["IcmpOutEchoReps"] + values["Icmp6OutEchoReplies"]
+    return replies, values["TcpOutRsts"]

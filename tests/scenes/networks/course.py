@@ -1,0 +1,224 @@
+"""What happens to a laptop with a client on it, wherever it is: the same course of things at home
+and in a café."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from tests.netns.lab import PORT, Process
+from tests.netns.processes import wait_until
+from tests.scenes.ends import expect
+from tests.scenes.networks import talk
+from tests.scenes.networks.client import Client, Hub
+from tests.scenes.networks.lab import (
+    DNS,
+    ELSEWHERE,
+    HOME,
+    HUB,
+    VPN_NAME,
+    WWW,
+    WWW_NAME,
+    NetworksLab,
+    Subnet,
+)
+from tests.scenes.networks.reach import BLOCKED, FULL_NO_LAN, reaches
+from tests.scenes.networks.state import difference, same, snapshot
+from tests.scenes.networks.wire import Sorting, tally
+
+LAPTOP = "laptop"
+#: What people choose, and the client's options for it.
+OPTIONS = {
+    "vpn alone": (),
+    "all traffic": ("--all-traffic",),
+    "kill switch": ("--all-traffic", "--kill-switch"),
+}
+#: How long a scene may be, and for how many seconds its machine sleeps.
+SLEEP = {"quick": 20, "long": 180}
+SORTING = Sorting(
+    hub={(HUB.ipv4, PORT), (HUB.ipv6, PORT)},
+    resolvers={HOME.gateway4, ELSEWHERE.gateway4},
+    hub_names={VPN_NAME},
+)
+#: Seconds for a packet that was on its way when the kill switch was set.
+MOMENT = 0.1
+
+
+@dataclass(frozen=True)
+class Place:
+    """A network that a laptop is in.
+
+    :ivar router: options of the router's dnsmasq, where it hands out this subnet.
+    :ivar plain: what can be done there without the VPN (reach.py).
+    :ivar endpoint: what invitations to the VPN name.
+    :ivar asks: whether the hub's name is asked for.
+    """
+
+    router: Callable[[Subnet], tuple[str, ...]]
+    plain: Mapping[str, str]
+    endpoint: str = VPN_NAME
+    asks: bool = True
+
+    def arrive(self, lab: NetworksLab, *, strict: bool) -> None:
+        """The laptop has a lease, and reaches what there is but the VPN.
+
+        :param strict: whether it drops what comes from where it would not answer to (rp_filter).
+        """
+        lab.serve(HOME, *self.router(HOME))
+        setting = f"net.ipv4.conf.all.rp_filter={int(strict)}"
+        lab.run(LAPTOP, ["sysctl", "-qw", setting], check=True)
+        lab.lease(LAPTOP)
+        reaches(lab, LAPTOP, self.plain, "before the VPN")
+
+    def move(self, lab: NetworksLab, subnet: Subnet) -> None:
+        """The laptop comes into another network of the same kind."""
+        lab.move(LAPTOP, subnet, *self.router(subnet))
+
+
+def stay(
+    lab: NetworksLab, place: Place, there: Mapping[str, str], variant: str, length: str
+) -> None:
+    """The laptop has arrived. With the VPN `there` can be done, after sleep and in another place
+    too; after ``pyvpn down``, SIGTERM, ``kill -9`` and ``pyvpn cleanup`` all is as before."""
+    client = Client(Hub(lab, "--internet", endpoint=place.endpoint).start(), LAPTOP, "alice")
+    before = snapshot(lab, LAPTOP)
+    elsewhere = neighbour(ELSEWHERE)
+
+    def up(when: str) -> None:
+        client.up(*OPTIONS[variant])
+        reaches(lab, LAPTOP, there, when)
+        expect(difference(before, snapshot(lab, LAPTOP)), "the VPN changes nothing one could see")
+
+    def as_before(when: str) -> None:
+        same(before, snapshot(lab, LAPTOP), when)
+        reaches(lab, LAPTOP, place.plain, when)
+
+    up("connected")
+    client.suspend(SLEEP[length])
+    reaches(lab, LAPTOP, there, "after sleep", seconds=30)
+    client.down()
+    as_before("after 'pyvpn down'")
+
+    up("connected again")
+    client.end()
+    as_before("after SIGTERM")
+
+    up("connected after SIGTERM")
+    client.kill(with_child=False)
+    # The child undoes it, and is gone when kill() returns.
+    as_before("after kill -9 of the service")
+
+    up("connected after kill -9")
+    client.kill(with_child=True)
+    left = snapshot(lab, LAPTOP)
+    expect(difference(before, left), "kill -9 of service and child leaves nothing to clean up")
+    client.cleanup()
+    as_before("after kill -9 of service and child, and 'pyvpn cleanup'")
+
+    up("connected after 'pyvpn cleanup'")
+    place.move(lab, ELSEWHERE)
+    reaches(lab, LAPTOP, there, "in another place", seconds=45, lan=elsewhere)
+    client.down()
+    reaches(lab, LAPTOP, place.plain, "after 'pyvpn down' in another place", lan=elsewhere)
+    given = lab.etc(LAPTOP, "resolv.conf").read_text()
+    expect(given == f"nameserver {ELSEWHERE.gateway4}\n", f"there resolv.conf is {given!r}")
+    place.move(lab, HOME)
+    as_before("back again")
+
+
+def never_rest(lab: NetworksLab, place: Place, length: str) -> None:
+    """The laptop has arrived. With the kill switch, programs that never rest put not one plaintext
+    packet on the wire, whatever happens, until the kill switch is lifted."""
+    hub = Hub(lab, "--internet", endpoint=place.endpoint).start()
+    client = Client(hub, LAPTOP, "alice")
+    before = snapshot(lab, LAPTOP)
+    up = partial(client.up, *OPTIONS["kill switch"])
+    talking = talk_on(lab)
+    recording = lab.capture("router", LAPTOP, "kill-switch.pcap")
+    # What the kill switch is there to stop.
+    wait_until(lambda: time.monotonic() - recording.started > 2, "some plaintext", 5)
+    hub.stop()
+    up()
+    since = time.time() + MOMENT
+    _through_all(lab, place, hub, client, up, length)
+    until = time.time()
+    client.cleanup("--kill-switch")
+    reaches(lab, LAPTOP, place.plain, "after 'pyvpn cleanup --kill-switch'")
+    same(before, snapshot(lab, LAPTOP), "after 'pyvpn cleanup --kill-switch'")
+    up()
+    reaches(lab, LAPTOP, FULL_NO_LAN, "connected after 'pyvpn cleanup --kill-switch'")
+    client.down()
+    reaches(lab, LAPTOP, place.plain, "after 'pyvpn down'")
+    talking.stop()
+    same(before, snapshot(lab, LAPTOP), "after 'pyvpn down'")
+
+    pcap, mac = lab.captured(recording), lab.mac(LAPTOP)
+    ours = tally(pcap, SORTING, source=mac, since=since, until=until)
+    expect(not ours.kinds["plaintext"], f"plaintext on the wire: {ours}")
+    let_out = ["tunnel", "neighbours", "dhcp", *(["resolver"] if place.asks else [])]
+    for kind in let_out:
+        expect(ours.kinds[kind], f"no {kind} on the wire: {ours}")
+    for when in ({"until": since - 2 * MOMENT}, {"since": until}):
+        found = tally(pcap, SORTING, source=mac, **when)
+        expect(found.kinds["plaintext"], f"without the kill switch no plaintext: {found}")
+
+
+def _through_all(
+    lab: NetworksLab,
+    place: Place,
+    hub: Hub,
+    client: Client,
+    up: Callable[[], None],
+    length: str,
+) -> None:
+    """All that the kill switch must stand."""
+
+    def stands(when: str) -> None:
+        expect(client.has_kill_switch(), f"no kill switch {when}")
+        reaches(lab, LAPTOP, BLOCKED, when)
+
+    def connected(when: str, seconds: float = 30, subnet: Subnet = HOME) -> None:
+        reaches(lab, LAPTOP, FULL_NO_LAN, when, seconds=seconds, lan=neighbour(subnet))
+
+    stands("with the hub away")
+    hub.start()
+    connected("connected", 60)
+    client.suspend(SLEEP[length])
+    connected("after sleep")
+    client.end()
+    stands("after SIGTERM")
+    up()
+    connected("connected after SIGTERM")
+    client.kill(with_child=False)
+    stands("after kill -9 of the service")
+    up()
+    connected("connected after kill -9")
+    client.kill(with_child=True)
+    stands("after kill -9 of service and child")
+    client.cleanup()
+    stands("after 'pyvpn cleanup'")
+    up()
+    connected("connected after 'pyvpn cleanup'")
+    place.move(lab, ELSEWHERE)
+    connected("in another place", 45, ELSEWHERE)
+    place.move(lab, HOME)
+    connected("back again", 45)
+    client.kill(with_child=True)
+    client.cleanup()
+    stands("after 'pyvpn cleanup' once more")
+
+
+def talk_on(lab: NetworksLab) -> Process:
+    """Start the programs that never rest."""
+    words = (WWW.ipv4, WWW.ipv6, DNS, WWW_NAME, neighbour(HOME))
+    talking = lab.spawn(LAPTOP, [sys.executable, talk.__file__, *words], "talk")
+    talking.wait_for_text("talking 2")
+    return talking
+
+
+def neighbour(subnet: Subnet) -> str:
+    """The address of the other host in the LAN."""
+    return f"{subnet.ipv4}.66"
