@@ -14,6 +14,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_net
 from typing import Any
 
 from pyvpn.errors import ConfigError, StartError
+from pyvpn.linux import firewalls
 from pyvpn.linux.system import LinuxSystem, System
 from pyvpn.linux.tun import DEVICE_NODE, explain_tun_error
 
@@ -166,33 +167,17 @@ def writable(directory: str | os.PathLike[str]) -> None:
         raise StartError(f"cannot write to {place}{made}{why}; {remedy}choose another directory")
 
 
-def warnings(system: System | None = None) -> list[str]:
-    """What other firewalls of this machine may do to the traffic of the VPN, a line each.
-
-    We never touch their rules. Silent where nft is missing or not permitted.
-    """
+def warnings(
+    system: System | None = None,
+    *,
+    port: int = 5050,
+    tun: str = "leamit0",
+    internet: bool = False,
+    dns: bool = False,
+) -> list[str]:
+    """As :func:`pyvpn.linux.firewalls.hub_lines`, of this machine."""
     system = LinuxSystem() if system is None else system
-    done = system.run(["nft", "-json", "list", "chains"], "")
-    try:
-        found = json.loads(done.stdout)["nftables"] if done.code == 0 else []
-    except (ValueError, KeyError):
-        found = []
-    chains = [entry["chain"] for entry in found if "chain" in entry]
-    lines = []
-    for chain in chains:
-        if chain.get("hook") == "forward" and chain.get("policy") == "drop":
-            rule = f"{chain['family']} {chain['table']} {chain['name']}"
-            lines.append(
-                f"the firewall drops forwarded packets by default (chain {rule}; Docker does so):"
-                " clients do not reach each other until a rule accepts the VPN's interface"
-            )
-    if any(chain["table"] == "firewalld" for chain in chains):
-        lines.append(
-            "firewalld is active: open the VPN's UDP port and put its interface into a zone"
-        )
-    if any(chain["name"].startswith("ufw-") for chain in chains):
-        lines.append("ufw is active: allow the VPN's UDP port, and 'ufw route allow' its interface")
-    return lines
+    return firewalls.hub_lines(system, port, tun, internet, dns)
 
 
 def _ask_ip(system: System, *words: str) -> list[dict[str, Any]]:

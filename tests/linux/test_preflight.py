@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -119,20 +118,6 @@ class WithoutIP(FakeLinux):
         return Completed(127, "", "ip is not installed (package iproute2)")
 
 
-class Firewall(FakeLinux):
-    """A machine with these nftables chains; None for one without nft."""
-
-    def __init__(self, chains: Sequence[dict[str, str]] | None) -> None:
-        super().__init__()
-        self._chains = chains
-
-    def run(self, argv: Sequence[str], stdin: str) -> Completed:
-        if argv[0] != "nft" or self._chains is None:
-            return Completed(127, "", "nft is not installed")
-        found = [{"metainfo": {}}, *({"chain": chain} for chain in self._chains)]
-        return Completed(0, json.dumps({"nftables": found}), "")
-
-
 class Checks(SynchronousTestCase):
     """What needs no privilege."""
 
@@ -226,24 +211,6 @@ class Checks(SynchronousTestCase):
         with self.assertRaises(StartError) as caught:
             preflight.writable("/proc/sys/pyvpn")
         self.assertIn("cannot write to /proc/sys", str(caught.exception))
-
-    def test_warnings(self) -> None:
-        """Each firewall that may stand in the way is named once, and a bare machine is silent."""
-        docker = {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward"}
-        firewalld = {"family": "inet", "table": "firewalld", "name": "filter_FORWARD"}
-        ufw = {"family": "ip", "table": "filter", "name": "ufw-before-input"}
-        for chains, words in (
-            (None, []),
-            ([], []),
-            ([{**docker, "policy": "accept"}], []),
-            ([{**docker, "policy": "drop"}], ["chain ip filter FORWARD; Docker"]),
-            ([firewalld, firewalld], ["firewalld is active"]),
-            ([ufw, ufw], ["ufw is active"]),
-        ):
-            lines = preflight.warnings(Firewall(chains))
-            self.assertEqual(len(lines), len(words))
-            for line, word in zip(lines, words, strict=True):
-                self.assertIn(word, line)
 
 
 class OnTheKernel(SynchronousTestCase):

@@ -1,0 +1,257 @@
+"""The networks around this machine, looked at and never changed: what lies next to it, where its
+own way out leads, and who else wants the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any, Final, NamedTuple
+
+from pyvpn.errors import ConfigError, StartError
+from pyvpn.linux.firewall import TABLES
+from pyvpn.linux.system import System
+from pyvpn.values import Address, Network, host_port
+
+# RFC 1918, RFC 3927; RFC 4193.
+_PRIVATE: Final = tuple(
+    map(
+        ip_network,
+        ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7"),
+    )
+)
+_CARRIER: Final = ip_network("100.64.0.0/10")  # RFC 6598: a provider's own NAT
+
+# The narrowest prefixes that still count as somebody's own network: a site's.
+_WIDEST_LAN: Final = {4: 16, 6: 48}
+
+# Wider networks are the internet, whatever their number: full tunnel is an option of its own.
+_WIDEST_ROUTE: Final = {4: 8, 6: 7}
+
+_OURS: Final = range(TABLES, TABLES + 65536)
+_NOT_A_WAY: Final = ("local", "broadcast", "multicast", "anycast")
+
+
+def private_lans(system: System, without_device: str) -> list[tuple[str, Network]]:
+    """(interface, network) of each private network that this machine is part of.
+
+    :param without_device: the TUN, whose networks do not count.
+    :raises StartError: ``ip`` cannot tell.
+
+    Only private ones, and none wider than a site's (/16, /48): whoever runs a network hands out its
+    addresses. If the machine's network were any that it is told, a café's router could name the
+    addresses of a bank as its LAN, and what goes there would pass the tunnel by (TunnelCrack's
+    LocalNet attack, CVE-2023-36672). The other end of a point-to-point link is no LAN but another
+    VPN's, mostly.
+    """
+    found: dict[tuple[str, Network], None] = {}
+    for link in _ask(system, "address", "show"):
+        flags = link.get("flags", ())
+        if link["ifname"] == without_device or "POINTOPOINT" in flags or "LOOPBACK" in flags:
+            continue
+        for entry in link.get("addr_info", ()):
+            if "local" not in entry or "address" in entry:
+                continue
+            network = ip_interface(f"{entry['local']}/{entry['prefixlen']}").network
+            if network.prefixlen >= _WIDEST_LAN[network.version] and _in(network, _PRIVATE):
+                found[link["ifname"], network] = None
+    return list(found)
+
+
+def other_full_tunnel(system: System, own_table: int) -> str | None:
+    """The TUN of another client of ours on this machine that all traffic goes through already.
+
+    :param own_table: the table that is one's own.
+    :raises StartError: ``ip`` cannot tell.
+    """
+    for route in _routes(system):
+        table = _table(route)
+        if route["dst"] == "default" and table in _OURS and table != own_table and "dev" in route:
+            return str(route["dev"])
+    return None
+
+
+def conflicts(networks: Iterable[Network], system: System, ours: str | None) -> list[str]:
+    """A line for each of ``networks`` that this machine needs for itself, which names both.
+
+    :param networks: those that were pushed by the hub, or asked for with --include or --share.
+    :param ours: the interface that does not count, since it is the VPN's own.
+    :raises StartError: ``ip`` cannot tell.
+
+    As in :func:`pyvpn.linux.preflight.subnet_free` a wider route is no conflict, but a connected
+    network is one however wide: its machines are reached without a router.
+    """
+    connected = list(_connected(system, ours))
+    ways = list(_ways(system, ours))
+    lines = []
+    for network in networks:
+        if network.prefixlen < _WIDEST_ROUTE[network.version]:
+            continue
+        for name, own in connected:
+            if own.network.overlaps(network):
+                lines.append(f"{network} overlaps {own} of interface {name}")
+                break
+        else:
+            for name, destination in ways:
+                if _in(destination, (network,)):
+                    lines.append(f"{network} overlaps the route to {destination} ({name})")
+                    break
+    return lines
+
+
+def swallows(networks: Iterable[Network], addresses: Collection[str]) -> str | None:
+    """A line that names the first of ``networks`` that holds one of the hub's own outer addresses.
+
+    None if none does. Our datagrams would find their way by their mark, but what else runs on the
+    hub's machine, and whoever asks for it, would not. All traffic (a default route) is meant so.
+    """
+    for network in networks:
+        if network.prefixlen < _WIDEST_ROUTE[network.version]:
+            continue
+        for text in addresses:
+            address = ip_address(text.partition("%")[0])
+            # An IPv4 address as a dual-stack socket has it.
+            address = getattr(address, "ipv4_mapped", None) or address
+            if address.version == network.version and address in network:
+                return f"{network} holds {address}, the hub's own address outside the VPN"
+    return None
+
+
+def port_forward_hint(system: System, port: int, endpoint: str | None) -> str | None:
+    """What to set on the router, for a hub whose way to the internet starts at a private address.
+
+    :param port: the hub's UDP port.
+    :param endpoint: what clients are told, ``HOST:PORT``, several with commas.
+    :returns: one line; None for a hub with a public address, without a way out, or one that is
+        found under an address of this machine by all of its endpoints.
+    :raises StartError: ``ip`` cannot tell.
+    """
+    gateway = _gateway(system)
+    if gateway is None or not _in(ip_network(gateway.source), (*_PRIVATE, _CARRIER)):
+        return None
+    outside = port
+    if endpoint is not None:
+        own = {ip_address(found.ip) for _, found in _connected(system, None)}
+        behind = [one for one in _endpoints(endpoint, port) if one[0] not in own]
+        if not behind:
+            return None
+        outside = behind[0][1]
+    router = "the router" if gateway.router is None else f"the router ({gateway.router})"
+    line = (
+        f"this machine is behind a router ({gateway.source} is a private address): for clients"
+        f" outside, forward UDP port {outside} on {router} to {gateway.source} port {port}"
+    )
+    if _in(ip_network(gateway.source), (_CARRIER,)):
+        line += "; the router is your provider's, who must do that or give you a public address"
+    return line
+
+
+class _Gateway(NamedTuple):
+    """The way to the IPv4 internet: our address on it, and the router's."""
+
+    source: Address
+    router: str | None
+
+
+def _gateway(system: System) -> _Gateway | None:
+    routes = [
+        route
+        for route in _ask(system, "-4", "route", "show", "default")
+        if "dev" in route and route.get("type", "unicast") == "unicast"
+    ]
+    for route in sorted(routes, key=lambda route: int(route.get("metric", 0))):
+        source = route.get("prefsrc") or next(
+            (
+                str(own.ip)
+                for name, own in _connected(system, None)
+                if name == route["dev"] and own.version == 4
+            ),
+            None,
+        )
+        if source is not None:
+            return _Gateway(ip_address(source), route.get("gateway"))
+    return None
+
+
+def default_devices(system: System) -> list[str]:
+    """The interfaces that this machine's own default routes lead through, the preferred first.
+
+    :raises StartError: ``ip`` cannot tell.
+    """
+    routes = _ask(system, "-4", "route", "show", "default")
+    routes += _ask(system, "-6", "route", "show", "default")
+    routes.sort(key=lambda route: int(route.get("metric", 0)))
+    hops = [hop for route in routes for hop in (route, *route.get("nexthops", ()))]
+    return list(dict.fromkeys(str(hop["dev"]) for hop in hops if "dev" in hop))
+
+
+def _endpoints(text: str, port: int) -> list[tuple[Address | None, int]]:
+    """Address (None for a name) and port of each endpoint; what cannot be read is left out."""
+    found: list[tuple[Address | None, int]] = []
+    for part in text.split(","):
+        try:
+            host, there = host_port(part.strip(), port)
+        except ConfigError:
+            continue
+        try:
+            found.append((ip_address(host), there))
+        except ValueError:
+            found.append((None, there))
+    return found
+
+
+def _connected(system: System, ours: str | None) -> Iterable[tuple[str, Any]]:
+    for link in _ask(system, "address", "show"):
+        if link["ifname"] == ours:
+            continue
+        for entry in link.get("addr_info", ()):
+            if "local" in entry:
+                yield link["ifname"], ip_interface(f"{entry['local']}/{entry['prefixlen']}")
+
+
+def _ways(system: System, ours: str | None) -> Iterable[tuple[str, Network]]:
+    for route in _routes(system):
+        kind = route.get("type", "unicast")
+        if kind in _NOT_A_WAY or route["dst"] == "default":
+            continue
+        if ours is not None and route.get("dev") == ours:
+            continue
+        if _table(route) in _OURS and kind != "unicast":
+            continue
+        try:
+            yield route.get("dev", kind), ip_network(route["dst"])
+        except ValueError:
+            continue
+
+
+def _routes(system: System) -> list[dict[str, Any]]:
+    return [
+        *_ask(system, "-4", "route", "show", "table", "all"),
+        *_ask(system, "-6", "route", "show", "table", "all"),
+    ]
+
+
+def _table(route: dict[str, Any]) -> int | None:
+    """The number of a route's table; None for the main one and those that have names."""
+    table = str(route.get("table", ""))
+    return int(table) if table.isdecimal() else None
+
+
+def _in(network: Network, wider: Iterable[Network]) -> bool:
+    return any(
+        network.version == one.version and network.subnet_of(one)  # type: ignore[arg-type]
+        for one in wider
+    )
+
+
+def _ask(system: System, *words: str) -> list[dict[str, Any]]:
+    argv = ["ip", "-json", *words]
+    done = system.run(argv, "")
+    if done.code != 0:
+        # Without IPv6 in the kernel there are no routes of it to show.
+        if "-6" in words and done.code != 127:
+            return []
+        raise StartError(f"'{' '.join(argv)}' failed: {done.stderr.strip()}")
+    found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
+    return found
