@@ -92,6 +92,7 @@ bench-figures: root deps $(WHEEL_VENV)/made
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/recovery.py
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/sessions.py
 	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/wireguard.py
+	@PYTHONDONTWRITEBYTECODE=1 $(WHEEL_VENV)/bin/python bench/network.py
 
 # Few processes: one by one they show how figures differ from one start to the next.
 bench-micro: venv

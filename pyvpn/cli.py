@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from attrs import evolve
 
-from pyvpn import __version__, accounts, config, peers_cli, status
+from pyvpn import __version__, accounts, config, network_cli, peers_cli, status
 from pyvpn.accounts import DONE
 from pyvpn.config import Profile
 from pyvpn.control_client import NoPrivilege, NotRunning, ask, listener_pid, running_pid
@@ -300,6 +300,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_hub_commands(commands, common, command)
     peers_cli.add_commands(commands, common, command)
+    network_cli.add_commands(commands, common, command)
     add_machine_commands(commands, command)
     return top
 
