@@ -112,7 +112,7 @@ class Journal:
         """These of :attr:`records` are undone, or never were done."""
         if not records:
             return
-        # By identity: a thousand routes, each looked for among a thousand by value, take a second.
+        # By identity: a thousand routes, each looked for by value among as many, take 75 ms.
         gone = {id(record) for record in records}
         self.records = [record for record in self.records if id(record) not in gone]
         try:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from ipaddress import ip_interface, ip_network
-from typing import Any, NamedTuple
+from ipaddress import ip_interface
+from typing import Any
 
 from attrs import Factory, define
 
 from pyvpn.linux.ledger import PROC_SYS
 from pyvpn.linux.system import Completed, System
 from pyvpn.testing.nft import FakeNFT
+from pyvpn.testing.routing import FakeRoute, FakeRouting, FakeRule, KernelSaysNo
 
 GSO_MAX_SIZE = 65536
 """linux/netdevice.h: what an interface has of itself."""
@@ -84,26 +85,6 @@ def _render_tables(system: System) -> list[str]:
     return lines
 
 
-class FakeRoute(NamedTuple):
-    """One route; ``device`` is "" for one that leads nowhere, ``table`` None for the main one."""
-
-    destination: str
-    device: str
-    table: int | None = None
-    route_type: str = "unicast"
-
-    @property
-    def version(self) -> int:
-        return ip_network(self.destination).version
-
-
-class FakeRule(NamedTuple):
-    """One routing rule, of those that the kernel does not have of itself."""
-
-    version: int
-    words: str
-
-
 @define
 class FakeLink:
     """One interface; ``addresses`` are (local/prefix, peer or None), oldest first."""
@@ -116,10 +97,6 @@ class FakeLink:
     gso_max_size: int = GSO_MAX_SIZE
 
 
-class _KernelSaysNo(Exception):
-    """What ip(8) would print."""
-
-
 class FakeLinux:
     """One network namespace, made of values.
 
@@ -127,12 +104,12 @@ class FakeLinux:
     :ivar living: the claims of the processes that run; a test takes out whom it kills.
     :ivar refuse: a line that contains this text fails, as one that the kernel refuses.
     :ivar nft: its nftables.
+    :ivar routing: its routes and rules.
     """
 
     def __init__(self, claim: str = "boot:1:1", ipv6: bool = True) -> None:
         self.links: dict[str, FakeLink] = {}
-        self.routes: list[FakeRoute] = []
-        self.rules: list[FakeRule] = []
+        self.routing = FakeRouting()
         self.sysctls: dict[str, str] = {"net/ipv4/ip_forward": "0"}
         self.commands: list[str] = []
         self.living = {claim}
@@ -158,7 +135,7 @@ class FakeLinux:
     def remove_link(self, name: str) -> None:
         """An interface disappears with all that hangs on it."""
         del self.links[name]
-        self.routes = [route for route in self.routes if route.device != name]
+        self.routing.lose(name)
         self.sysctls = {
             key: value for key, value in self.sysctls.items() if f"/conf/{name}/" not in key
         }
@@ -173,9 +150,10 @@ class FakeLinux:
             return self.nft.run(argv, stdin)
         version = 6 if "-6" in words else 4
         if words[0] == "ip" and "route" in words and "show" in words:
-            return Completed(0, json.dumps(self._show_routes(version, "all" in words)), "")
+            shown = self.routing.show_routes(version, "all" in words, self._connected())
+            return Completed(0, json.dumps(shown), "")
         if words[0] == "ip" and "rule" in words and "show" in words:
-            return Completed(0, json.dumps(self._show_rules(version)), "")
+            return Completed(0, json.dumps(self.routing.show_rules(version)), "")
         if words[0] == "ip" and words[-2:] == ["-batch", "-"]:
             return self._batch(stdin.splitlines(), "-force" in words, version)
         return Completed(127, "", f"the fake knows no command {' '.join(argv)}")
@@ -262,44 +240,25 @@ class FakeLinux:
             "addr_info": shown,
         }
 
-    def _show_routes(self, version: int, every_table: bool) -> list[dict[str, Any]]:
-        shown = []
-        for route in self._all_routes():
-            if route.version == version and (every_table or route.table is None):
-                entry = {"dst": route.destination, "dev": route.device}
-                if route.route_type != "unicast":
-                    entry = {"type": route.route_type, "dst": route.destination}
-                shown.append(entry if route.table is None else {**entry, "table": str(route.table)})
-        return shown
-
-    def _show_rules(self, version: int) -> list[dict[str, Any]]:
-        shown: list[dict[str, Any]] = []
-        for rule in self.rules:
-            if rule.version == version:
-                # As the child writes it: priority P not fwmark M lookup T.
-                _, priority, _, _, mark, _, table = rule.words.split()
-                ours = {"priority": int(priority), "not": None, "fwmark": mark, "table": table}
-                shown.append(ours)
-        return shown
-
-    def _all_routes(self) -> list[FakeRoute]:
+    def _connected(self) -> list[FakeRoute]:
+        """The routes that come with addresses."""
         connected = [
             FakeRoute(str(_subnet(address)), name)
             for name, link in self.links.items()
             if link.up and name != "lo"
             for address in link.addresses
         ]
-        return [*dict.fromkeys(connected), *self.routes]
+        return list(dict.fromkeys(connected))
 
     def _batch(self, lines: Sequence[str], force: bool, version: int) -> Completed:
         said, code = "", 0
         for number, line in enumerate(lines, 1):
             try:
                 if self.refuse is not None and self.refuse in line:
-                    raise _KernelSaysNo("RTNETLINK answers: Operation not permitted")
+                    raise KernelSaysNo("RTNETLINK answers: Operation not permitted")
                 self._carry_out(line.split(), version)
                 self.commands.append(f"ip -6 {line}" if version == 6 else f"ip {line}")
-            except _KernelSaysNo as error:
+            except KernelSaysNo as error:
                 said += f"{error}\nCommand failed -:{number}\n"
                 code = 1
                 if not force:
@@ -308,10 +267,10 @@ class FakeLinux:
 
     def _carry_out(self, words: list[str], version: int) -> None:
         if words[0] == "rule":
-            self._rule(words[1], FakeRule(version, " ".join(words[2:])))
+            self.routing.rule(words[1], FakeRule(version, " ".join(words[2:])))
             return
         if words[0] == "route":
-            self._route(words[1], _route(words[2:]))
+            self._route(words[1], FakeRoute.of(words[2:]))
             return
         device = words[words.index("dev") + 1]
         self._must_exist(device)
@@ -324,7 +283,7 @@ class FakeLinux:
 
     def _must_exist(self, device: str) -> None:
         if device not in self.links:
-            raise _KernelSaysNo(f'Cannot find device "{device}"')
+            raise KernelSaysNo(f'Cannot find device "{device}"')
 
     def _link_set(self, device: str, words: list[str]) -> None:
         link = self.links[device]
@@ -343,60 +302,38 @@ class FakeLinux:
         if "down" in words:
             link.up = False
             link.addresses = [one for one in link.addresses if _subnet(one).version == 4]
-            self.routes = [route for route in self.routes if route.device != device]
+            self.routing.lose(device)
 
     def _address_add(self, device: str, words: list[str]) -> None:
         address = _address(words)
         link = self.links[device]
         if _subnet(address).version == 6 and self._without_ipv6(device):
-            raise _KernelSaysNo("Error: ipv6: IPv6 is disabled on this device.")
+            raise KernelSaysNo("Error: ipv6: IPv6 is disabled on this device.")
         if address in link.addresses:
-            raise _KernelSaysNo("Error: ipv4: Address already assigned.")
+            raise KernelSaysNo("Error: ipv4: Address already assigned.")
         link.addresses.append(address)
 
     def _address_delete(self, device: str, words: list[str]) -> None:
         address = _address(words)
         link = self.links[device]
         if address not in link.addresses:
-            raise _KernelSaysNo("Error: ipv4: Address not found.")
+            raise KernelSaysNo("Error: ipv4: Address not found.")
         family = _subnet(address).version
         same = [one for one in link.addresses if _subnet(one) == _subnet(address)]
         # With the first IPv4 address of a subnet its later ones go (promote_secondaries is off).
         gone = same if family == 4 and same[0] == address else [address]
         link.addresses = [one for one in link.addresses if one not in gone]
         if family == 4 and not any(_subnet(one).version == 4 for one in link.addresses):
-            self.routes = [
-                route for route in self.routes if route.device != device or route.version == 6
-            ]
+            self.routing.lose(device, 4)
 
     def _route(self, verb: str, route: FakeRoute) -> None:
-        if verb == "delete":
-            if route not in self.routes:
-                raise _KernelSaysNo("RTNETLINK answers: No such process")
-            self.routes.remove(route)
-            return
-        if route.route_type == "unicast":
+        if verb == "add" and route.route_type == "unicast":
             self._must_exist(route.device)
             if not self.links[route.device].up:
-                raise _KernelSaysNo("Error: Device for nexthop is not up.")
+                raise KernelSaysNo("Error: Device for nexthop is not up.")
             if route.version == 6 and self._without_ipv6(route.device):
-                raise _KernelSaysNo("Error: IPv6 is disabled on nexthop device.")
-        # Two IPv4 routes of one table to one place cannot be, whatever their interfaces.
-        for other in self._all_routes():
-            if (other.destination, other.table) == (route.destination, route.table) and (
-                route.version == 4 or other.device == route.device
-            ):
-                raise _KernelSaysNo("RTNETLINK answers: File exists")
-        self.routes.append(route)
-
-    def _rule(self, verb: str, rule: FakeRule) -> None:
-        if (rule in self.rules) == (verb == "add"):
-            said = "File exists" if verb == "add" else "No such file or directory"
-            raise _KernelSaysNo(f"RTNETLINK answers: {said}")
-        if verb == "add":
-            self.rules.append(rule)
-        else:
-            self.rules.remove(rule)
+                raise KernelSaysNo("Error: IPv6 is disabled on nexthop device.")
+        self.routing.route(verb, route, self._connected())
 
     def _without_ipv6(self, device: str) -> bool:
         return self.sysctls.get(f"net/ipv6/conf/{device}/disable_ipv6") != "0"
@@ -408,14 +345,6 @@ def _address(words: list[str]) -> tuple[str, str | None]:
         peer, _, prefix = words[2].partition("/")
         return f"{words[0]}/{prefix}", peer
     return words[0], None
-
-
-def _route(words: list[str]) -> FakeRoute:
-    """``[throw|unreachable] NET [dev DEVICE] [table N]``."""
-    route_type = "unicast" if "/" in words[0] else words.pop(0)
-    given = dict(zip(words[1::2], words[2::2], strict=True))
-    table = int(given["table"]) if "table" in given else None
-    return FakeRoute(words[0], given.get("dev", ""), table, route_type)
 
 
 def _subnet(address: tuple[str, str | None]) -> Any:
