@@ -11,15 +11,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import CannotListenError
-from twisted.internet.protocol import ClientFactory, DatagramProtocol
 from twisted.names import dns
-from twisted.protocols.basic import Int16StringReceiver
-from twisted.python.failure import Failure
 
 from pyvpn.service.dnscache import AnswerCache
+from pyvpn.service.dnssockets import Datagrams, OpenSocket, Place, Stream, open_datagrams
 
 TIMEOUT = 2.0
 """Seconds until the next server is asked; with two servers who asks (glibc: 5 s) still waits."""
@@ -40,11 +36,8 @@ SILENT_FOR = 30.0
 """Seconds for which a server that did not answer is asked after the others."""
 
 _HEADER_SIZE = 12
-_MAX_DATAGRAM = 4096
 # Another server may do better: the server is broken, does not know how, or not for us.
 _NO_ANSWER = frozenset({dns.ESERVER, dns.ENOTIMP, dns.EREFUSED})
-
-Place = tuple[str, int]
 
 
 class Forwarder:
@@ -52,14 +45,20 @@ class Forwarder:
 
     :param servers: numeric addresses in the order to ask them, without our own; it may change.
     :param count: called with the name of what went wrong.
+    :param open_socket: makes a UDP socket of an address family that does not block.
     """
 
     def __init__(
-        self, servers: Callable[[], Sequence[Place]], reactor: Any, count: Callable[[str], None]
+        self,
+        servers: Callable[[], Sequence[Place]],
+        reactor: Any,
+        count: Callable[[str], None],
+        open_socket: OpenSocket = open_datagrams,
     ) -> None:
         self._servers = servers
         self._reactor = reactor
         self._count = count
+        self._open_socket = open_socket
         self._cache = AnswerCache(reactor.seconds)
         self._open: dict[tuple[bool, bytes], _Question] = {}
         self._waiting: dict[str, int] = {}
@@ -105,11 +104,21 @@ class Forwarder:
         if asked is not None:
             asked.answers.append(answer)
             return answer
-        asked = _Question(query, question, tcp, self._reactor, self)
+        asked = _Question(query, question, tcp, self)
         self._open[tcp, query] = asked
         asked.answers.append(answer)
         asked.start(servers if len(servers) > 1 else 2 * servers)
         return answer
+
+    def attempt(self, asked: _Question) -> Datagrams | Stream:
+        """A way to ask one server."""
+        if asked.tcp:
+            return Stream(asked, self._reactor)
+        return Datagrams(asked, self._reactor, self._open_socket)
+
+    def overdue(self, call: Callable[[], None]) -> Any:
+        """Have something called when it is time to give a server up."""
+        return self._reactor.callLater(TIMEOUT, call)
 
     def close(self) -> None:
         """Give all up; all that wait are told so."""
@@ -150,19 +159,16 @@ class _Question:
     :ivar answers: fire with what came of it.
     """
 
-    def __init__(
-        self, query: bytes, size: int, tcp: bool, reactor: Any, forwarder: Forwarder
-    ) -> None:
+    def __init__(self, query: bytes, size: int, tcp: bool, forwarder: Forwarder) -> None:
         self.query = query
         self.size = size
         self.tcp = tcp
         self.answers: list[Deferred[bytes | None]] = []
-        self._reactor = reactor
         self._forwarder = forwarder
         self._left: list[Place] = []
         self._place: Place | None = None
         self._identifier = b""
-        self._attempt: _Datagrams | _Stream | None = None
+        self._attempt: Datagrams | Stream | None = None
         self._overdue: Any = None
         self._second_best: bytes | None = None
 
@@ -178,7 +184,7 @@ class _Question:
         for waiting in self.answers:
             waiting.callback(answer)
 
-    def received(self, attempt: _Datagrams | _Stream, data: bytes) -> None:
+    def received(self, attempt: Datagrams | Stream, data: bytes) -> None:
         """A message from the server that was asked."""
         if attempt is not self._attempt:
             return
@@ -193,7 +199,7 @@ class _Question:
         else:
             self.end(data[2:])
 
-    def lost(self, attempt: _Datagrams | _Stream) -> None:
+    def lost(self, attempt: Datagrams | Stream) -> None:
         """The server cannot be reached, or hung up."""
         if attempt is self._attempt:
             assert self._place is not None
@@ -212,11 +218,11 @@ class _Question:
             self._place = self._left.pop(0)
             # A number and a port that nobody can guess are all that protects DNS (RFC 5452 9.2).
             self._identifier = os.urandom(2)
-            self._attempt = _Stream(self) if self.tcp else _Datagrams(self)
-            self._overdue = self._reactor.callLater(TIMEOUT, self._silence)
+            self._attempt = self._forwarder.attempt(self)
+            self._overdue = self._forwarder.overdue(self._silence)
             try:
-                self._attempt.open(self._reactor, self._place, self._identifier + self.query)
-            except (OSError, CannotListenError):
+                self._attempt.open(self._place, self._identifier + self.query)
+            except OSError:
                 self._forwarder.failed(self._place, "upstream_unreachable")
                 self._stop()
                 continue
@@ -243,83 +249,3 @@ class _Question:
             and echoed[:-4].lower() == asked[:-4].lower()
             and echoed[-4:] == asked[-4:]
         )
-
-
-class _Datagrams(DatagramProtocol):
-    """A socket for one question: with a new port, and hearing from that one server alone."""
-
-    noisy = False
-
-    def __init__(self, question: _Question) -> None:
-        self._question = question
-
-    def open(self, reactor: Any, place: Place, query: bytes) -> None:
-        """Send the query.
-
-        :raises OSError: there is no way to that address.
-        """
-        interface = "::" if ":" in place[0] else ""
-        reactor.listenUDP(0, self, interface, _MAX_DATAGRAM)
-        assert self.transport is not None
-        self.transport.connect(*place)
-        self.transport.write(query, None)
-
-    def close(self) -> None:
-        if self.transport is not None:
-            self.transport.stopListening()
-
-    def datagramReceived(self, data: bytes, address: Any) -> None:
-        self._question.received(self, data)
-
-    def connectionRefused(self) -> None:
-        self._question.lost(self)
-
-    def stopProtocol(self) -> None:
-        # Also when reading failed, which Twisted ends a port for: ICMP says "no route to host".
-        self._question.lost(self)
-
-
-class _Stream(Int16StringReceiver):
-    """A connection for one question."""
-
-    noisy = False
-
-    def __init__(self, question: _Question) -> None:
-        self._question = question
-        self._query = b""
-        self._connector: Any = None
-
-    def open(self, reactor: Any, place: Place, query: bytes) -> None:
-        """Begin to connect."""
-        self._query = query
-        self._connector = reactor.connectTCP(*place, _StreamFactory(self), TIMEOUT)
-
-    def close(self) -> None:
-        if self._connector is not None:
-            self._connector.disconnect()
-
-    def connectionMade(self) -> None:
-        self.sendString(self._query)
-
-    def stringReceived(self, data: bytes) -> None:
-        self._question.received(self, data)
-
-    def gone(self) -> None:
-        """It could not be made, or has ended."""
-        self._question.lost(self)
-
-
-class _StreamFactory(ClientFactory):
-    noisy = False
-
-    def __init__(self, stream: _Stream) -> None:
-        self._stream = stream
-
-    def buildProtocol(self, address: IPv4Address | IPv6Address) -> _Stream:  # type: ignore[override]
-        return self._stream
-
-    def clientConnectionFailed(self, connector: Any, reason: Failure) -> None:
-        self._stream.gone()
-
-    def clientConnectionLost(self, connector: Any, reason: Failure) -> None:
-        self._stream.gone()

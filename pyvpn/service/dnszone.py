@@ -84,13 +84,13 @@ class Zones:
         names = self._names()
         if names is self._seen:
             return
-        self._seen = names
         self._hosts = {name.lower().encode("ascii"): found for name, found in names.items()}
         self._between = {parent for name in self._hosts for parent in _parents(name)}
         self._pointers = {}
         for name, addresses in self._hosts.items():
             for address in addresses:
                 self._pointers.setdefault(address, name)
+        self._seen = names
 
     def _host(self, query: Query, name: bytes) -> Records:
         addresses = self._hosts.get(name)

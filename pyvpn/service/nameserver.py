@@ -22,8 +22,9 @@ from pyvpn.core.hostnames import DOMAIN, Names
 from pyvpn.errors import StartError, VPNError
 from pyvpn.linux.portowner import port_owner
 from pyvpn.service import dnsquery
-from pyvpn.service.dnsforwarder import Forwarder, Place
+from pyvpn.service.dnsforwarder import Forwarder
 from pyvpn.service.dnsquery import Malformed, Query, Records, Unknown
+from pyvpn.service.dnssockets import OpenSocket, Place, open_datagrams
 from pyvpn.service.dnszone import IPNetwork, Zones
 from pyvpn.tx.tally import Tally
 
@@ -34,6 +35,9 @@ MOST_CONNECTIONS = 128
 
 MOST_CONNECTIONS_OF_CLIENT = 8
 """Of these, from one address."""
+
+TURN = 4096
+"""Bytes of queries by UDP in one turn of the reactor, some 100: the data path waits meanwhile."""
 
 IDLE = 10.0
 """Seconds after which a connection that says nothing is closed (RFC 7766 6.2.3: a few)."""
@@ -53,6 +57,7 @@ class NameServer:
         seconds. With none, other names are refused.
     :param networks: the VPN's. Their addresses have names here, and from these alone is answered.
     :param upstream_port: where those servers listen.
+    :param open_socket: makes the UDP sockets with which they are asked.
     :ivar counters: name to count. ``answered`` here, ``forwarded``, ``refused``; dropped as
         ``outside`` or ``malformed``; ``busy``, ``unanswered``, ``upstream_…``.
     """
@@ -68,6 +73,7 @@ class NameServer:
         *,
         domain: str = DOMAIN,
         upstream_port: int = PORT,
+        open_socket: OpenSocket = open_datagrams,
     ) -> None:
         self._networks = tuple(networks)
         self._reactor = reactor
@@ -77,7 +83,7 @@ class NameServer:
         self._upstream_port = upstream_port
         self._trouble = ""
         self._zones = Zones(names, self._networks, reactor.seconds, domain)
-        self._forwarder = Forwarder(self._servers, reactor, self._tally.add)
+        self._forwarder = Forwarder(self._servers, reactor, self._tally.add, open_socket)
         self._places: set[Place] = set()
         self._ports: list[Any] = []
         self._connections: set[_Connection] = set()
@@ -94,9 +100,9 @@ class NameServer:
         try:
             for address in addresses:
                 datagrams = _Datagrams(self)
-                self._ports += [
-                    self._reactor.listenUDP(port, datagrams, address, dnsquery.MAX_QUERY + 1)
-                ]
+                longest = dnsquery.MAX_QUERY + 1  # so that a longer one shows
+                self._ports += [self._reactor.listenUDP(port, datagrams, address, longest)]
+                self._ports[-1].maxThroughput = TURN
                 self._ports += [self._reactor.listenTCP(port, factory, 50, address)]
         except CannotListenError as error:
             self.close()
@@ -246,6 +252,9 @@ class _Datagrams(DatagramProtocol):
     def __init__(self, server: NameServer) -> None:
         self._server = server
 
+    def logPrefix(self) -> str:
+        return "DNS by UDP"
+
     def datagramReceived(self, data: bytes, address: tuple[str, int]) -> None:
         self._server.received(data, address[0], lambda reply: self._send(reply, address), False)
 
@@ -309,6 +318,9 @@ class _Connections(ServerFactory):
     def __init__(self, server: NameServer, reactor: Any) -> None:
         self._server = server
         self._reactor = reactor
+
+    def logPrefix(self) -> str:
+        return "DNS by TCP"
 
     def buildProtocol(self, address: Any) -> _Connection:
         return _Connection(self._server, self._reactor)

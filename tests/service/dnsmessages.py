@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import DatagramProtocol, Protocol, ServerFactory
 from twisted.internet.task import Clock
 from twisted.names import dns
@@ -67,32 +67,48 @@ def read(message: bytes) -> dns.Message:
     return found
 
 
-class FakeDatagrams:
-    """A UDP port of :class:`NetworkClock`, which is also its own transport."""
+class FakeSocket:
+    """A UDP socket of :class:`NetworkClock`.
 
-    def __init__(self, protocol: DatagramProtocol, interface: str) -> None:
-        self.protocol, self.interface = protocol, interface
+    :ivar remote: whom it is connected to.
+    :ivar waiting: what :meth:`recv` gives next, or raises.
+    """
+
+    def __init__(self, clock: NetworkClock, family: int) -> None:
+        self._clock, self.family = clock, family
         self.remote: tuple[str, int] | None = None
         self.sent: list[bytes] = []
+        self.waiting: list[bytes | OSError] = []
         self.open = True
-        self.refuses = False
 
-    def connect(self, host: str, port: int) -> None:
-        if self.refuses:
-            raise OSError(101, "Network is unreachable")
-        self.remote = (host, port)
+    def fileno(self) -> int:
+        return id(self)
 
-    def write(self, data: bytes, address: Any = None) -> None:
+    def connect(self, place: tuple[str, int]) -> None:
+        if self.family in self._clock.unreachable:
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+        self.remote = place
+
+    def send(self, data: bytes) -> None:
         self.sent.append(data)
 
-    def stopListening(self) -> None:
-        if self.open:
-            self.open = False
-            self.protocol.doStop()
+    def recv(self, size: int) -> bytes:
+        if not self.waiting:
+            raise BlockingIOError
+        found = self.waiting.pop(0)
+        if isinstance(found, OSError):
+            raise found
+        return found[:size]
 
-    def receive(self, data: bytes) -> None:
-        assert self.remote is not None
-        self.protocol.datagramReceived(data, self.remote)
+    def close(self) -> None:
+        assert self.fileno() not in [reader.fileno() for reader in self._clock.readers]
+        self.open = False
+
+    def receive(self, *events: bytes | OSError) -> None:
+        """Have the reactor tell that there is something to read."""
+        self.waiting += events
+        [reader] = [one for one in self._clock.readers if one.fileno() == self.fileno()]
+        reader.doRead()
 
 
 class FakeConnector:
@@ -122,27 +138,32 @@ class FakeConnector:
 class NetworkClock(Clock):
     """A clock with sockets that go nowhere.
 
-    :ivar ports: all UDP ports that were opened.
+    :ivar sockets: all UDP sockets that were opened.
     :ivar connectors: all TCP connections that were begun.
+    :ivar full: no more sockets can be had.
+    :ivar unreachable: address families without a way to anywhere.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.ports: list[FakeDatagrams] = []
+        self.sockets: list[FakeSocket] = []
         self.connectors: list[FakeConnector] = []
+        self.readers: list[Any] = []
         self.full = False
-        self.unreachable = set[str]()
+        self.unreachable = set[int]()
 
-    def listenUDP(
-        self, port: int, protocol: DatagramProtocol, interface: str = "", maxPacketSize: int = 8192
-    ) -> FakeDatagrams:
+    def open_socket(self, family: int) -> Any:
         if self.full:
-            raise CannotListenError(interface, port, OSError(24, "Too many open files"))
-        opened = FakeDatagrams(protocol, interface)
-        opened.refuses = interface in self.unreachable
-        self.ports.append(opened)
-        protocol.makeConnection(opened)  # type: ignore[arg-type]
-        return opened
+            raise OSError(errno.EMFILE, "Too many open files")
+        self.sockets.append(FakeSocket(self, family))
+        return self.sockets[-1]
+
+    def addReader(self, reader: Any) -> None:
+        self.readers.append(reader)
+
+    def removeReader(self, reader: Any) -> None:
+        if reader in self.readers:
+            self.readers.remove(reader)
 
     def connectTCP(self, host: str, port: int, factory: Any, timeout: float = 30) -> FakeConnector:
         connector = FakeConnector((host, port), factory)

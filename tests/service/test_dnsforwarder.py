@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import struct
+from socket import AF_INET, AF_INET6
 from typing import Any
 
 from hypothesis import example, given, settings
@@ -27,7 +29,7 @@ from tests.service.dnsmessages import (
     SOA,
     TC,
     A,
-    FakeDatagrams,
+    FakeSocket,
     flags_of,
     opt,
     query,
@@ -51,14 +53,14 @@ class ForwardCase(ServerCase):
         self.server.received(message, source, self.replies.append, tcp)
 
     @property
-    def port(self) -> FakeDatagrams:
+    def port(self) -> FakeSocket:
         """The one UDP port that is open."""
-        [port] = [port for port in self.clock.ports if port.open]
+        [port] = [port for port in self.clock.sockets if port.open]
         return port
 
     def asked(self) -> list[Any]:
         """The servers that were asked by UDP, in order."""
-        return [port.remote[0] for port in self.clock.ports if port.remote is not None]
+        return [port.remote[0] for port in self.clock.sockets if port.remote is not None]
 
     def rcodes(self) -> list[int]:
         """The codes of the replies since the last time."""
@@ -67,9 +69,9 @@ class ForwardCase(ServerCase):
         return found
 
     def assertIdle(self) -> None:
-        self.assertEqual([port for port in self.clock.ports if port.open], [])
+        self.assertEqual([port for port in self.clock.sockets if port.open], [])
         self.assertEqual([one for one in self.clock.connectors if one.open], [])
-        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual([*self.clock.getDelayedCalls(), *self.clock.readers], [])
 
 
 class AnsweredTests(ForwardCase):
@@ -93,7 +95,7 @@ class AnsweredTests(ForwardCase):
             numbers.add(self.port.sent[0][:2])
             self.port.receive(reply_to(self.port.sent[0], rcode=NXDOMAIN))
         self.assertGreater(len(numbers), 45)
-        self.assertEqual(len(self.clock.ports), 50)
+        self.assertEqual(len(self.clock.sockets), 50)
 
     def test_flags(self) -> None:
         """RD, AD and CD are asked on, nothing else; the code and AA come back."""
@@ -203,7 +205,7 @@ class ServersTests(ForwardCase):
         self.send(query("example.com"))
         self.clock.pump([2.0] * 3)
         self.assertEqual(self.asked(), [ONE, TWO, THREE])
-        self.assertEqual([port.interface for port in self.clock.ports], ["", "", "::"])
+        self.assertEqual([port.family for port in self.clock.sockets], [AF_INET, AF_INET, AF_INET6])
         self.assertEqual(self.rcodes(), [SERVFAIL])
 
     def test_late(self) -> None:
@@ -213,7 +215,7 @@ class ServersTests(ForwardCase):
         sent = first.sent[0]
         self.clock.advance(2)
         self.assertFalse(first.open)
-        first.receive(reply_to(sent, ANSWER))
+        self.port.receive(reply_to(sent, ANSWER))
         self.assertEqual(self.replies, [])
         self.port.receive(reply_to(self.port.sent[0], ANSWER))
         self.assertEqual(self.rcodes(), [0])
@@ -253,10 +255,10 @@ class ServersTests(ForwardCase):
     def test_unreachable(self) -> None:
         """A server that there is no way to, or that ICMP says no for, costs no time."""
         self.upstream = [THREE, ONE, TWO]
-        self.clock.unreachable = {"::"}
+        self.clock.unreachable = {AF_INET6}
         self.send(query("example.com"))
         self.assertEqual(self.asked(), [ONE])
-        self.port.protocol.connectionRefused()
+        self.port.receive(OSError(errno.ECONNREFUSED, "Connection refused"))
         self.assertEqual(self.asked(), [ONE, TWO])
         self.port.receive(reply_to(self.port.sent[0], ANSWER))
         self.assertEqual(self.server.counters["upstream_unreachable"], 2)
@@ -264,12 +266,21 @@ class ServersTests(ForwardCase):
         self.assertIdle()
 
     def test_port_failed(self) -> None:
-        """A port that the reactor closed because it could not be read is as no answer."""
+        """Errors of any kind lead to the next server, also those that the reactor finds."""
         self.send(query("example.com"))
-        port = self.port
-        port.open = False
-        port.protocol.doStop()
+        self.port.receive(OSError(errno.EHOSTUNREACH, "No route to host"))
         self.assertEqual(self.asked(), [ONE, TWO])
+        [reader] = self.clock.readers
+        reader.connectionLost(None)
+        self.assertEqual(self.rcodes(), [SERVFAIL])
+        self.assertIdle()
+
+    def test_nothing_to_read(self) -> None:
+        """A socket that was woken for nothing goes on waiting."""
+        self.send(query("example.com"))
+        self.port.receive()
+        self.port.receive(reply_to(self.port.sent[0], ANSWER))
+        self.assertEqual(self.rcodes(), [0])
 
     def test_no_sockets(self) -> None:
         """When no socket can be had the answer is SERVFAIL, at once."""
@@ -323,12 +334,12 @@ class BoundsTests(ForwardCase):
         self.assertEqual(self.rcodes(), [SERVFAIL])
         self.assertEqual(self.server.counters["busy"], 1)
         self.send(query("other.example"), "10.10.0.8")
-        self.assertEqual(len(self.clock.ports), 65)
-        port = self.clock.ports[0]
+        self.assertEqual(len(self.clock.sockets), 65)
+        port = self.clock.sockets[0]
         port.receive(reply_to(port.sent[0], ANSWER))
         self.send(query("again.example"))
         self.assertEqual(self.rcodes(), [0])
-        self.assertEqual(len(self.clock.ports), 66)
+        self.assertEqual(len(self.clock.sockets), 66)
 
     def test_all(self) -> None:
         """512 are open at most, also when all wait for the same; own names are answered then."""
@@ -358,7 +369,7 @@ class StreamTests(ForwardCase):
         """Who asks by TCP is asked for by TCP, whatever the length."""
         asked = query("example.com", number=9)
         self.send(asked, tcp=True)
-        self.assertEqual(self.clock.ports, [])
+        self.assertEqual(self.clock.sockets, [])
         [connector] = self.clock.connectors
         self.assertEqual(connector.remote, (ONE, 53))
         connector.accept()
@@ -391,9 +402,9 @@ class StreamTests(ForwardCase):
 class CachedTests(ForwardCase):
     def ask_and_answer(self, message: bytes, *records: bytes, **more: Any) -> bool:
         """Tell whether somebody else had to be asked, and what the answer's TTL was."""
-        ports = len(self.clock.ports)
+        ports = len(self.clock.sockets)
         self.send(message)
-        asked = len(self.clock.ports) > ports
+        asked = len(self.clock.sockets) > ports
         if asked:
             self.port.receive(reply_to(self.port.sent[0], *records, **more))
         return asked

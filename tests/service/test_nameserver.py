@@ -14,11 +14,14 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
+from twisted.logger import globalLogPublisher
 from twisted.names import client
 from twisted.names.error import DNSNameError, DNSQueryRefusedError
 from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface import implementer
 
 from pyvpn.core.hostnames import Host, host_names
 from pyvpn.errors import StartError
@@ -80,6 +83,7 @@ class ServerCase(SynchronousTestCase):
             self.read_names += 1
             return self.names
 
+        more.setdefault("open_socket", self.clock.open_socket)
         return NameServer(names, lambda: self.upstream, networks, self.clock, **more)
 
     def ask(self, message: bytes, source: str = CLIENT, tcp: bool = False) -> list[bytes]:
@@ -142,9 +146,9 @@ class OwnNamesTests(ServerCase):
         self.upstream = ["192.0.2.1"]
         for name in ("x.pyvpn", "x.alice.pyvpn", "www.example.com.pyvpn", "\xff.pyvpn"):
             self.assertNone(name, A, NXDOMAIN, "pyvpn")
-        self.assertEqual(self.clock.ports, [])
+        self.assertEqual(self.clock.sockets, [])
         self.ask(query("x.notpyvpn"))
-        self.assertEqual(len(self.clock.ports), 1)
+        self.assertEqual(len(self.clock.sockets), 1)
 
     def test_empty_between(self) -> None:
         """A name with nothing but names below it exists (RFC 8020 2)."""
@@ -238,7 +242,7 @@ class SpecialNamesTests(ServerCase):
             [found] = self.answers(name, AAAA)
             self.assertEqual(found.address, bytes(15) + b"\1")
         self.assertNone("localhost", NS, NOERROR, "localhost")
-        self.assertEqual(self.clock.ports, [])
+        self.assertEqual(self.clock.sockets, [])
 
     def test_never_forwarded(self) -> None:
         """Names without a meaning in the DNS do not leave the hub; similar ones do."""
@@ -253,10 +257,10 @@ class SpecialNamesTests(ServerCase):
             ("use-application-dns.net", "use-application-dns.net"),
         ):
             self.assertNone(name, A, NXDOMAIN, zone)
-        self.assertEqual(self.clock.ports, [])
+        self.assertEqual(self.clock.sockets, [])
         for name in ("local.example", "notlocal", "1.0.0.126.in-addr.arpa", "application-dns.net"):
             self.assertEqual(self.ask(query(name)), [])
-        self.assertEqual(len(self.clock.ports), 4)
+        self.assertEqual(len(self.clock.sockets), 4)
 
 
 class RefusalTests(ServerCase):
@@ -277,7 +281,7 @@ class RefusalTests(ServerCase):
         """Who does not ask for recursion is not forwarded."""
         self.upstream = ["192.0.2.1"]
         self.assertEqual(self.rcode(query("example.com", flags=0)), REFUSED)
-        self.assertEqual(self.clock.ports, [])
+        self.assertEqual(self.clock.sockets, [])
 
     def test_not_done(self) -> None:
         """Zone transfers, other classes, any types at once elsewhere and other operations: no."""
@@ -287,7 +291,7 @@ class RefusalTests(ServerCase):
         self.assertEqual(self.rcode(query("hub.pyvpn", A, cls=255)), REFUSED)
         self.assertEqual(self.rcode(query("example.com", ANY)), NOTIMP)
         self.assertEqual(self.reply(query("pyvpn", flags=4 << 11 | RD))[2:], b"\xa1\4" + bytes(8))
-        self.assertEqual(self.clock.ports, [])
+        self.assertEqual(self.clock.sockets, [])
         self.assertEqual(self.server.counters, {"refused": 5})
 
     def test_outside(self) -> None:
@@ -419,6 +423,30 @@ class SizeTests(ServerCase):
         self.assertTrue(flags_of(self.reply(query("few.pyvpn", flags=RD | CD))) & CD)
 
 
+@implementer(IReadDescriptor)
+class Reader:
+    """Waits for one datagram, without a word in the log."""
+
+    def __init__(self, opened: socket.socket, done: Deferred[bytes]) -> None:
+        self._socket, self._done = opened, done
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def doRead(self) -> None:
+        self._done.callback(self._socket.recv(4096))
+
+    def stop(self, result: Any) -> Any:
+        reactor.removeReader(self)  # type: ignore[attr-defined]
+        return result
+
+    def logPrefix(self) -> str:
+        return "test"
+
+    def connectionLost(self, reason: Any) -> None:
+        pass
+
+
 class LoopbackTests(TestCase):
     """Real sockets on 127.0.0.1 and ::1, with twisted.names to ask, and a server to be asked."""
 
@@ -503,6 +531,44 @@ class LoopbackTests(TestCase):
             [found], _, _ = yield self.resolver.lookupAddress("example.com")
             self.assertEqual(found.payload.dottedQuad(), "1.2.3.4")
         self.assertEqual(len(self.other.asked), 1)
+
+    @inlineCallbacks
+    def test_quiet(self) -> Generator[Any, Any, None]:
+        """Questions leave nothing in the log, answered here or elsewhere; closing does."""
+        self.upstream = ["127.0.0.1"]
+        events: list[Any] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        for name in ("hub.pyvpn", "example.com", "x.pyvpn"):
+            yield self.by_udp(query(name))
+            yield self.by_tcp(query(name))
+        self.assertEqual([tcp for _, tcp in self.other.asked], [False])
+        ours = [event for event in events if "OneShotFactory" not in event["log_namespace"]]
+        self.assertEqual(ours, [])
+        yield self.server.close()
+        closed = [event for event in events if "Closed" in event.get("log_text", "")]
+        self.assertEqual(len(closed), 2)
+
+    @inlineCallbacks
+    def test_bad_datagram(self) -> Generator[Any, Any, None]:
+        """Datagrams that are no queries, or too long for one, get nothing; the next one does."""
+        padded = query("hub.pyvpn", edns=opt(data=bytes(474)))
+        self.assertEqual(len(padded), 512)
+        self.assertEqual((yield self.by_udp(b"rubbish", padded + b"\0", padded))[:2], padded[:2])
+        self.assertEqual(self.server.counters, {"malformed": 2, "answered": 1})
+
+    def by_udp(self, *messages: bytes) -> Deferred[bytes]:
+        """Send datagrams; fires with the first that comes back."""
+        done: Deferred[bytes] = Deferred()
+        opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(opened.close)
+        opened.setblocking(False)
+        for message in messages:
+            opened.sendto(message, self.udp)
+        reader = Reader(opened, done)
+        reactor.addReader(reader)  # type: ignore[attr-defined]
+        done.addBoth(reader.stop)
+        return done.addTimeout(10, reactor)  # type: ignore[arg-type]
 
     @inlineCallbacks
     def test_truncated(self) -> Generator[Any, Any, None]:
