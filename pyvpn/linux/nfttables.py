@@ -40,8 +40,11 @@ class NFTTables:
     def forget_lost(self) -> None:
         """Whoever empties nftables (``nft flush ruleset`` in its service file) takes ours along."""
         ours = [r for r in self._journal.records if isinstance(r.step, FirewallTable)]
-        if ours:
-            there = self._system.run(("nft", "list", "tables"), "").stdout.splitlines()
+        if not ours:
+            return
+        done = self._system.run(("nft", "list", "tables"), "")
+        if done.code == 0:  # or it does not tell, and the table may be there
+            there = done.stdout.splitlines()
             self._journal.forget([r for r in ours if f"table inet {place(r.step)}" not in there])
 
     def make(self, steps: Sequence[FirewallTable]) -> list[str]:

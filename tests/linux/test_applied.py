@@ -457,7 +457,10 @@ class FakePromises(Promises, SynchronousTestCase):
 
     def test_damaged_journal(self) -> None:
         """A journal that is not ours is an error that names the file, and stays."""
-        for text in ("", "{", "[]", '{"version": 2}', '{"version": 1, "records": 7}'):
+        other = {"step": {"kind": "firewall", "firewall": {"kind": "client"}}, "before": {}}
+        whole = {"version": 1, "claim": "boot:3:3", "namespace": "x", "records": [other]}
+        wrong = ("", "{", "[]", '{"version": 2}', '{"version": 1, "records": 7}')
+        for text in (*wrong, json.dumps(whole)):
             with open(self.child.journal_path, "w", encoding="utf-8") as stream:
                 stream.write(text)
             with self.assertRaises(JournalError) as caught:

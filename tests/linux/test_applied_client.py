@@ -253,6 +253,19 @@ class Promises:
         self.assertEqual(self.child.apply(FULL), ["nft: table inet pyvpn-leamit0 set"])
         self.assertStands(FULL_LINES)
 
+    def test_any_name(self) -> None:
+        """A TUN whose name is no name for nft gets its table too, once, and loses it again."""
+        self.world.add_tun("a+b@c.d")
+        before = self.shown()
+        state = SystemState(
+            links=(Link("a+b@c.d", 1416),), firewall=ClientFirewall("a+b@c.d", ("10.10.0.2",))
+        )
+        self.assertIn("pyvpn-a", self.child.apply(state)[-1])
+        self.assertNotEqual(self.shown(), before)
+        self.assertEqual(self.child.apply(state), [])
+        self.child.apply(SystemState())
+        self.assertEqual(self.shown(), before)
+
     def test_killed_at_each_change(self) -> None:
         """Killed right before or after any change, with or without its TUN, repair undoes all."""
         moments = 0
@@ -427,6 +440,16 @@ class FakePromises(Promises, SynchronousTestCase):
         error = self.assertRaises(ChangeFailed, self.child.apply, evolve(FULL, firewall=shared))
         self.assertIn("Could not process rule", error.stderr)
         self.assertEqual(self.shown(), before)
+
+    def test_nft_says_nothing(self) -> None:
+        """A table is not forgotten because nft is away for a while."""
+        assert isinstance(self.world, FakeWorld)
+        self.child.apply(FULL)
+        self.world.linux.nft.installed = False
+        self.assertEqual(self.child.apply(FULL), [])
+        self.world.linux.nft.installed = True
+        self.child.apply(SystemState())
+        self.assertEqual(self.shown(), self.before)
 
     def test_nft_gone_before_the_undo(self) -> None:
         """A table that cannot be removed is said and stays in the journal; all else goes."""

@@ -14,7 +14,8 @@ from unittest import SkipTest
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
-from pyvpn.linux.desired import SystemState
+from pyvpn.linux.desired import Address, Link, Route, SystemState
+from pyvpn.linux.firewall import HubFirewall
 from tests.linux.test_applied_client import FULL, SWITCH
 from tests.linux.test_privsep import PATIENCE, running, wait_until
 from tests.linux.worlds import files_in, own_directory
@@ -23,7 +24,7 @@ from tests.netns.namespaces import ETC_OF_NAMESPACES, ip, own_etc, remove_namesp
 SERVICE = """
 import sys
 from pyvpn.linux.desired import Address, Link, Route, Rule, SystemState
-from pyvpn.linux.firewall import ClientFirewall, KillSwitch
+from pyvpn.linux.firewall import ClientFirewall, HubFirewall, KillSwitch
 from pyvpn.linux.nameservers import NameServers
 from pyvpn.linux.privsep import PrivilegedChild
 from pyvpn.linux.tun import open_tun
@@ -35,7 +36,7 @@ print(child.pid, flush=True)
 sys.stdin.read()
 child.close()
 """
-"""A client as the child knows it; it ends when its input does."""
+"""A client or hub as the child knows it; it ends when its input does."""
 
 CLEANUP = """
 import sys
@@ -61,6 +62,24 @@ table inet other {
     chain input { type filter hook input priority filter; policy accept; tcp dport 23 drop; }
 }
 """
+
+HUB = SystemState(
+    links=(Link("leamit0", 1416, (Address("10.10.0.1/24"), Address("fd00:1::1/64"))),),
+    routes=(Route("10.20.0.0/16", "leamit0"), Route("fd00:2::/64", "leamit0")),
+    sysctls={
+        "net/ipv6/conf/all/forwarding": "1",
+        "net/ipv4/conf/all/send_redirects": "0",
+        "net/ipv4/ip_forward": "1",
+    },
+    firewall=HubFirewall(
+        "leamit0",
+        ("10.10.0.0/24", "fd00:1::/64"),
+        internet=True,
+        client_to_client=False,
+        subnets=("10.20.0.0/16", "fd00:2::/64"),
+        reachable=("192.0.2.0/24",),
+    ),
+)
 
 _numbers = itertools.count()
 
@@ -114,8 +133,8 @@ class WholeNetwork(SynchronousTestCase):
         """The text of each command."""
         return {line: self.run_inside(*line.split()) for line in SHOWN}
 
-    def start_client(self, state: SystemState) -> tuple[subprocess.Popen[str], int]:
-        """A client that has made its network so; and the pid of its child."""
+    def start_service(self, state: SystemState) -> tuple[subprocess.Popen[str], int]:
+        """A client or hub that has made its network so; and the pid of its child."""
         script = SERVICE.format(state=state)
         client = subprocess.Popen(
             ["ip", "netns", "exec", self.namespace, sys.executable, "-c", script, *self.places],
@@ -147,7 +166,7 @@ class WholeNetwork(SynchronousTestCase):
     def test_client_ends(self) -> None:
         """A client that stops leaves each text as it was; while it ran, each was another."""
         before = self.shown()
-        client, pid = self.start_client(FULL)
+        client, pid = self.start_service(FULL)
         during = self.shown()
         for line in SHOWN:
             self.assertNotEqual(during[line], before[line], line)
@@ -163,7 +182,7 @@ class WholeNetwork(SynchronousTestCase):
         """After kill -9 of the client its child leaves each text as it was, but for the kill
         switch, which stands as it stood."""
         before = self.shown()
-        client, pid = self.start_client(evolve(FULL, kill_switch=SWITCH))
+        client, pid = self.start_service(evolve(FULL, kill_switch=SWITCH))
         stood = self.run_inside(*THE_SWITCH)
         client.kill()
         wait_until(lambda: not running(pid), "the child's end")
@@ -176,7 +195,7 @@ class WholeNetwork(SynchronousTestCase):
         """After kill -9 of client and child, cleanup leaves each text as it was; the kill switch
         stands, and its rules and name servers had remained before."""
         before = self.shown()
-        self.kill_both(*self.start_client(evolve(FULL, kill_switch=SWITCH)))
+        self.kill_both(*self.start_service(evolve(FULL, kill_switch=SWITCH)))
         after = self.shown()
         for line in ("ip rule", "ip -6 rule", "nft --stateless list ruleset", SHOWN[-1]):
             self.assertNotEqual(after[line], before[line], line)
@@ -187,11 +206,28 @@ class WholeNetwork(SynchronousTestCase):
         self.assertEqual(self.shown(), before)
         self.assertEqual(files_in(self.directory), [])
 
+    def test_hub(self) -> None:
+        """A hub that gives internet access leaves each text as it was, killed alone or with its
+        child; while it ran, its rules and sysctls were there."""
+        before = self.shown()
+        hub, pid = self.start_service(HUB)
+        during = self.shown()
+        for line in SHOWN[2:6]:
+            self.assertNotEqual(during[line], before[line], line)
+        hub.kill()
+        wait_until(lambda: not running(pid), "the child's end")
+        self.assertEqual(self.shown(), before)
+        self.kill_both(*self.start_service(HUB))
+        self.assertNotEqual(self.shown(), before)
+        said = self.run_inside(sys.executable, "-c", CLEANUP, self.directory, self.places[1])
+        self.assertIn("nft: table inet pyvpn-leamit0 removed", said)
+        self.assertEqual(self.shown(), before)
+
     def test_next_start_repairs(self) -> None:
         """A client that starts after both were killed ends with each text as it first was."""
         before = self.shown()
-        self.kill_both(*self.start_client(evolve(FULL, kill_switch=SWITCH)))
-        client, pid = self.start_client(evolve(FULL, kill_switch=SWITCH))
+        self.kill_both(*self.start_service(evolve(FULL, kill_switch=SWITCH)))
+        client, pid = self.start_service(evolve(FULL, kill_switch=SWITCH))
         client.kill()
         wait_until(lambda: not running(pid), "the child's end")
         self.lift()
@@ -200,7 +236,7 @@ class WholeNetwork(SynchronousTestCase):
     def test_the_machine_itself(self) -> None:
         """The files over /etc are the namespace's: the machine's own resolv.conf stays."""
         own = Path("/etc/resolv.conf").read_bytes()
-        client, pid = self.start_client(FULL)
+        client, pid = self.start_service(FULL)
         inside = (ETC_OF_NAMESPACES / self.namespace / "resolv.conf").read_text(encoding="ascii")
         self.assertIn("nameserver 10.10.0.1", inside)
         self.assertEqual(Path("/etc/resolv.conf").read_bytes(), own)
