@@ -160,8 +160,7 @@ def _read_toml(path: Path, what: str, keys: Mapping[str, _Key]) -> dict[str, Any
 
 
 def _file_value(path: Path, text: str, keys: Mapping[str, _Key], key: str, value: Any) -> Any:
-    start = re.search(rf"^[ \t]*\[?[\"']?{re.escape(key)}[\"']?[ \t]*[=\].]", text, re.MULTILINE)
-    line = text.count("\n", 0, start.start()) + 1 if start else None
+    line = _line_of(text, key)
 
     def wrong(message: str) -> ConfigError:
         return ConfigError(message, path=str(path), line=line, key=key)
@@ -180,6 +179,12 @@ def _file_value(path: Path, text: str, keys: Mapping[str, _Key], key: str, value
         return keys[key].parse(",".join(map(_spelled, items)))
     except ConfigError as error:
         raise wrong(error.message) from None
+
+
+def _line_of(text: str, key: str) -> int | None:
+    """The line of a file where a key stands, if it can be found."""
+    start = re.search(rf"^[ \t]*\[?[\"']?{re.escape(key)}[\"']?[ \t]*[=\].]", text, re.MULTILINE)
+    return text.count("\n", 0, start.start()) + 1 if start else None
 
 
 def _spelled(item: object) -> str:
@@ -331,29 +336,38 @@ class ServerConfig:
         if path is not None:
             path = _file(str(path), "--config")
             values = _read_toml(path, "configuration file", _SERVER_KEYS)
-        config = cls(**{**values, **_options(overrides, _SERVER_KEYS)})
+        given = _options(overrides, _SERVER_KEYS)
+        config = cls(**{**values, **given})
         if config.endpoint is not None:
             config = evolve(config, endpoint=",".join(endpoints(config.endpoint, config.port)))
         if config.relay and config.no_client_to_client:
             raise ConfigError(NOT_WITH_RELAY, path="--no-client-to-client")
-        config._check_networks()
+        if (found := config._conflict()) is not None:
+            key, message = found
+            if key in given:
+                raise ConfigError(message, path=f"--{key}")
+            assert path is not None  # where else should it stand
+            line = _line_of(read_text(path, "configuration file"), key)
+            raise ConfigError(message, path=str(path), line=line, key=key)
         config.files  # noqa: B018  (refuses a run directory that no socket fits in)
         return config
 
-    def _check_networks(self) -> None:
+    def _conflict(self) -> tuple[str, str] | None:
+        """Which of the networks cannot be with which other one: the key, and why."""
         vpn: list[Network] = [self.subnet]
         if isinstance(self.subnet6, IPv6Network):
             vpn.append(self.subnet6)
+        for network in self.exclude or ():
+            if conflict := routes.exclusion_conflict(network, vpn):
+                return "exclude", conflict
+            if network in self.route:
+                return "exclude", f"{network} is a --route, too"
         for network in self.route:
             if network.version == 6 and self.subnet6 == "auto":
                 continue  # which one it is stands in the store
             if conflict := routes.vpn_conflict(network, vpn):
-                raise ConfigError(conflict, path="--route")
-        for network in self.exclude or ():
-            if conflict := routes.exclusion_conflict(network, vpn):
-                raise ConfigError(conflict, path="--exclude")
-            if network in self.route:
-                raise ConfigError(f"{network} stands under --exclude, too", path="--route")
+                return "route", conflict
+        return None
 
     @property
     def files(self) -> InstanceFiles:

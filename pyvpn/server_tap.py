@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pyvpn.config import ServerConfig
-from pyvpn.linux import preflight
+from pyvpn.errors import ConfigError, StartError
+from pyvpn.linux import firewalls, preflight
 from pyvpn.linux.cpu import cipher_warnings
+from pyvpn.linux.inuse import NetworksInUse, numeric_hosts
+from pyvpn.linux.system import LinuxSystem, System
 from pyvpn.service.base import Surroundings
+from pyvpn.service.hubnetwork import needs_nft
 from pyvpn.service.options import ServiceOptions
 from pyvpn.service.server import ServerService
+from pyvpn.state.settings import NetworkOptions, NetworkSettings
 
 
 class Options(ServiceOptions):
@@ -52,9 +57,38 @@ class Options(ServiceOptions):
         )
         preflight.udp_port_free(config.port, config.interface)
         preflight.writable(config.state_dir)
-        for line in (*preflight.warnings(), *cipher_warnings(config.cipher)):
+        system = LinuxSystem()
+        check_network(config, system)
+        for line in (*warnings(config, system), *cipher_warnings(config.cipher)):
             self.warn(line)
         self.place_files(config.files)
+
+
+def check_network(config: ServerConfig, system: System) -> None:
+    """Check that clients can be offered what the options say.
+
+    :raises StartError: nft is missing.
+    :raises ConfigError: a route leads to where clients reach this hub.
+    """
+    wanted = NetworkOptions.of(config).over(NetworkSettings())
+    needed = needs_nft(wanted)
+    if needed is not None and not firewalls.nft_available(system):
+        raise StartError(
+            f"nft does not work here, and without it there is no {needed}; install nftables"
+        )
+    if config.route:
+        in_use = NetworksInUse.read(system, config.tun)
+        for network in config.route:
+            problem = in_use.outer(network, numeric_hosts(config.endpoint))
+            if problem is not None:
+                raise ConfigError(problem, path="--route")
+
+
+def warnings(config: ServerConfig, system: System) -> list[str]:
+    """What of this machine will stand in the way of a hub."""
+    answering = config.dns in (None, "hub")
+    internet = bool(config.internet)
+    return firewalls.hub_lines(system, config.port, config.tun, internet=internet, dns=answering)
 
 
 def makeService(options: Options) -> ServerService:

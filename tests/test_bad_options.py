@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn import client_tap, server_tap
 from pyvpn.config import Profile, WireGuardClientConfig
-from pyvpn.linux import cpu, preflight
+from pyvpn.linux import cpu, firewalls, preflight
 from pyvpn.service.options import ServiceOptions
 from pyvpn.token import NetworkToken
 
@@ -41,6 +41,13 @@ CIPHER = [
 ]
 
 #: By option: a value, and what is said of it after the option's name.
+NETWORKS = [
+    ("office", "'office' is not a network; write it like 192.168.7.0/24"),
+    ("192.168.7.1/24", "'192.168.7.1/24' has bits set beyond its prefix; write 192.168.7.0/24"),
+    ("fd00::/64,127.0.0.1", "127.0.0.1/32 is never routed: it is for loopback or multicast"),
+    ("ff02::/16", "ff02::/16 is never routed: it is for loopback or multicast"),
+]
+
 SERVER_OPTIONS: dict[str, list[tuple[str, str]]] = {
     "port": [
         ("", "'' is not a port; give a number from 1 to 65535"),
@@ -94,19 +101,36 @@ SERVER_OPTIONS: dict[str, list[tuple[str, str]]] = {
         ("http://host", "address 'http://host': expected HOST, HOST:PORT or [IPV6]:PORT"),
         ("[2001:db8::g]", "address '[2001:db8::g]': no IPv6 address in the brackets"),
     ],
+    "dns": [
+        ("", "'' is no name server; give hub, none, or addresses with commas"),
+        ("9.9.9.9,ns", "'ns' is no name server; give hub, none, or addresses with commas"),
+        ("127.0.0.53", "clients cannot ask 127.0.0.53; give an address they can reach"),
+    ],
+    "search": [
+        ("a_b", "'a_b' is no domain; write letters, digits, hyphens and dots, and other letters as"
+         " xn--…"),
+        ("corp.example,,x", "'' is no domain; write letters, digits, hyphens and dots, and other"
+         " letters as xn--…"),
+    ],
+    "route": [
+        *NETWORKS,
+        ("0.0.0.0/0", "0.0.0.0/0 is everything; to offer clients the internet take --internet, or"
+         " run: pyvpn network set --internet on"),
+        ("0.0.0.0/1", "0.0.0.0/1 is too wide for a route; the widest are /8 and, of IPv6, /7"),
+        ("10.10.0.128/25", "10.10.0.128/25 overlaps the VPN's own network 10.10.0.0/24"),
+        ("10.10.0.0/16", "10.10.0.0/16 overlaps the VPN's own network 10.10.0.0/24"),
+        ("169.254.7.0/24", "169.254.7.0/24 is never routed: it is of one link alone"),
+    ],
+    "exclude": [
+        *NETWORKS,
+        ("10.10.0.0/24", "10.10.0.0/24 is part of the VPN's own network 10.10.0.0/24"),
+    ],
     "state-dir": [("", "give the name of a directory")],
     "run-dir": [
         ("", "give the name of a directory"),
         ("/" + "d" * 97, f"'/{'d' * 97}' is too long for a socket; choose a shorter directory"),
     ],
 }  # fmt: skip
-
-NETWORKS = [
-    ("office", "'office' is not a network; write it like 192.168.7.0/24"),
-    ("192.168.7.1/24", "'192.168.7.1/24' has bits set beyond its prefix; write 192.168.7.0/24"),
-    ("fd00::/64,127.0.0.1", "127.0.0.1/32 is never routed: it is for loopback or multicast"),
-    ("ff02::/16", "ff02::/16 is never routed: it is for loopback or multicast"),
-]
 
 CLIENT_OPTIONS: dict[str, list[tuple[str, str]]] = {
     "include": NETWORKS,
@@ -178,7 +202,8 @@ class OptionsCase(SynchronousTestCase):
         self.patch(ServiceOptions, "check_machine", lambda *arguments: None)
         for check in ("udp_port_free", "subnet_free", "writable"):
             self.patch(preflight, check, lambda *arguments, **named: None)
-        self.patch(preflight, "warnings", list)
+        self.patch(firewalls, "hub_lines", lambda *arguments, **named: [])
+        self.patch(firewalls, "nft_available", lambda system: True)
         self.patch(sys, "stdin", io.StringIO())
         os.environ.pop("PYVPN_PW", None)
         self.directories = ["--state-dir", str(self.home / "s"), "--run-dir", str(self.home / "r")]
@@ -257,6 +282,9 @@ class ServerTests(OptionsCase):
             "mtu": "1280",
             "cipher": "chacha20-poly1305",
             "endpoint": "vpn.example.org",
+            "dns": "9.9.9.9,2620:fe::fe",
+            "search": "corp.example",
+            "exclude": "192.168.0.0/16",
             "config": self.written("hub.toml", "port = 6000\n"),
         }
         argv = [word for name, value in good.items() for word in (f"--{name}", value)]
@@ -267,7 +295,8 @@ class ServerTests(OptionsCase):
         """A flag takes no value, switches on what the file leaves off, and leaves on what it has
         on."""
         usage = USAGE.format("pyvpn-server")
-        self.assertEqual([flag[0] for flag in server_tap.Options.optFlags], ["relay"])
+        flags = ["relay", "internet", "no-client-to-client"]
+        self.assertEqual([flag[0] for flag in server_tap.Options.optFlags], flags)
         self.refused(["--relay=yes"], "option --relay must not have an argument" + usage)
         for text, argv, relay in (
             ("", [], False),
@@ -280,6 +309,33 @@ class ServerTests(OptionsCase):
             path = self.written("hub.toml", text)
             self.assertEqual(self.run_options(options, [*argv, "--config", path]), (None, ""))
             self.assertIs(options.config.relay, relay, (text, argv))
+
+    def test_no_nft(self) -> None:
+        """Without nft what needs it is refused with a remedy; without these options it starts."""
+        self.patch(firewalls, "nft_available", lambda system: False)
+        line = (
+            "pyvpn-server: nft does not work here, and without it there is no {}; install nftables"
+        )
+        for argv, what in (
+            (["--internet"], "the internet for clients (--internet)"),
+            (["--no-client-to-client"], "clients kept apart (--no-client-to-client)"),
+            (["--route", "10.20.0.0/16"], "networks on the hub's side (--route)"),
+        ):
+            found = self.run_options(server_tap.Options(), argv)
+            self.assertEqual(found, (1, line.format(what) + "\n"))
+        found = self.run_options(server_tap.Options(), ["--dns", "none", "--exclude", "10.0.0.0/8"])
+        self.assertEqual(found, (None, ""))
+
+    def test_route_to_ourselves(self) -> None:
+        """A route that holds the address where clients reach the hub is refused, naming both."""
+        argv = ["--endpoint", "vpn.example.org,203.0.113.7:5050", "--route"]
+        self.refused(
+            [*argv, "203.0.113.0/24"],
+            "--route: 203.0.113.0/24 holds 203.0.113.7, where clients reach this hub",
+        )
+        self.assertEqual(
+            self.run_options(server_tap.Options(), [*argv, "10.20.0.0/16"]), (None, "")
+        )
 
     def test_slow_cipher(self) -> None:
         """AES pinned on a processor without instructions for it starts, with a warning."""
@@ -310,10 +366,23 @@ class ServerTests(OptionsCase):
                 ('"1416"', "must be a whole number"),
                 ("1279", "'1279' is not an MTU; give a number from 1280 to 65535"),
             ],
-            "relay": [
-                ("1", "must be true or false"),
-                ('"true"', "must be true or false"),
-                ("[true]", "must be true or false"),
+            **{key: [("1", "must be true or false"), ('"true"', "must be true or false"),
+                     ("[true]", "must be true or false")]
+               for key in ("relay", "internet", "no_client_to_client")},
+            "dns": [
+                ("9", 'must be text in quotes or a list like ["a", "b"]'),
+                ('["9.9.9.9", "ns"]', "'ns' is no name server; give hub, none, or addresses with"
+                 " commas"),
+            ],
+            "search": [("1", 'must be text in quotes or a list like ["a", "b"]')],
+            "route": [
+                ("[]", "give a network, like 192.168.7.0/24"),
+                ('["10.20.0.0/16", "10.10.0.0/24"]', "10.10.0.0/24 overlaps the VPN's own network"
+                 " 10.10.0.0/24"),
+            ],
+            "exclude": [
+                ("[]", "give a network, like 192.168.7.0/24"),
+                ('["10.10.0.0/24"]', "10.10.0.0/24 is part of the VPN's own network 10.10.0.0/24"),
             ],
             "endpoint": [
                 ("5050", 'must be text in quotes or a list like ["a", "b"]'),
@@ -327,7 +396,10 @@ class ServerTests(OptionsCase):
         }  # fmt: skip
         self.assertEqual(
             set(wrong),
-            {name.replace("-", "_") for name in {*SERVER_OPTIONS, "relay"}},
+            {
+                name.replace("-", "_")
+                for name in {*SERVER_OPTIONS, "relay", "internet", "no-client-to-client"}
+            },
             "all keys",
         )
         for key, rows in wrong.items():
@@ -356,8 +428,9 @@ class ServerTests(OptionsCase):
             'tun = "a\n': ", line 1: not valid TOML: Illegal character '\\n'",
             "Port = 1\n": ", line 1, Port: unknown key; did you mean 'port'?",
             "state-dir = 'x'\n": ", line 1, state-dir: unknown key; did you mean 'state_dir'?",
-            "[hub]\nport = 1\n": ", line 1, hub: unknown key; there are: cipher, endpoint,"
-            " interface, mtu, port, relay, run_dir, state_dir, subnet, subnet6, tun",
+            "[hub]\nport = 1\n": ", line 1, hub: unknown key; there are: cipher, dns, endpoint,"
+            " exclude, interface, internet, mtu, no_client_to_client, port, relay, route, run_dir,"
+            " search, state_dir, subnet, subnet6, tun",
         }
         for text, message in table.items():
             path = self.written("hub.toml", text)

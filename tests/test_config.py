@@ -268,7 +268,7 @@ class ServerConfigTests(SynchronousTestCase):
             ({"exclude": "10.10.0.128/25"}, "--exclude: 10.10.0.128/25 is part of the VPN's own"
              " network 10.10.0.0/24"),
             ({"route": "10.20.0.0/16", "exclude": "10.20.0.0/16"},
-             "--route: 10.20.0.0/16 stands under --exclude, too"),
+             "--exclude: 10.20.0.0/16 is a --route, too"),
             ({"relay": 1, "no-client-to-client": 1}, "--no-client-to-client: clients reach each"
              " other all the same with --relay, which goes past the kernel and its rules; leave one"
              " of the two out"),

@@ -21,7 +21,7 @@ from pyvpn.values import Network
 
 #: Said once where nftables are missing: packets are forwarded then as the kernel's routes say.
 UNGUARDED: Final = (
-    "nft is not available: what clients send beyond the VPN is not kept back; install nftables"
+    "nft does not work here: what clients send beyond the VPN is not kept back; install nftables"
 )
 
 

@@ -102,7 +102,7 @@ class LiveNetwork:
         try:
             self._check(settings)
         except ConfigError as error:
-            raise StartError(str(error)) from error
+            raise StartError(f"{error} (the hub not running: pyvpn network set …)") from error
         if not self._nft:
             self._log.warn("{line}", line=hubnetwork.UNGUARDED)
         plan = self._plan(settings)
@@ -205,7 +205,7 @@ class LiveNetwork:
             raise ConfigError(f"--no-client-to-client: {NOT_WITH_RELAY}")
         needed = None if self._nft else hubnetwork.needs_nft(settings)
         if needed is not None:
-            raise ConfigError(f"nft is not available, and without it there is no {needed}")
+            raise ConfigError(f"nft does not work here, and without it there is no {needed}")
 
     def _machine(self) -> Machine:
         return Machine(

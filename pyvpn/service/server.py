@@ -37,8 +37,10 @@ from pyvpn.core.server import (
 from pyvpn.core.wireguardpeers import WireGuardPeer
 from pyvpn.errors import AddressTaken, PoolExhausted, StartError, StoreError
 from pyvpn.linux.cpu import wants_aes
+from pyvpn.linux.firewalls import nft_available
 from pyvpn.linux.preflight import ipv6_available
 from pyvpn.linux.system import LinuxSystem
+from pyvpn.linux.uplink import port_forward_hint
 from pyvpn.peers import LiveCore, StockPeers, restored_leases
 from pyvpn.service import hubnetwork, statistics
 from pyvpn.service.base import Surroundings, VPNService
@@ -208,10 +210,10 @@ class ServerService(VPNService):
             self._pool,
             self.core,
             peers=self.peers.behind,
-            endpoints=lambda: self._config.endpoint or self._store.setting(ENDPOINT_SETTING),
+            endpoints=self._public,
             names=self._names.current,
             settle=self.protocol.transmit,
-            nft=LinuxSystem().run(["nft", "list", "tables"], "").code == 0,
+            nft=nft_available(LinuxSystem()),
             reactor=self._reactor,
         )
         child = self._open_child()
@@ -246,6 +248,20 @@ class ServerService(VPNService):
         )
         if self._process is not None and not self._store.users():
             self._process.say("no users yet; add one with: pyvpn user add NAME")
+        self._hint()
+
+    def _hint(self) -> None:
+        """Tell people what their router must be told, if the hub is behind one."""
+        try:
+            hint = port_forward_hint(LinuxSystem(), self._config.port, self._public())
+        except StartError:
+            return
+        if hint is not None and self._process is not None:
+            self._process.say(hint)
+
+    def _public(self) -> str | None:
+        """By what clients reach this hub, ``HOST:PORT`` with commas."""
+        return self._config.endpoint or self._store.setting(ENDPOINT_SETTING)
 
     def _farewell(self) -> None:
         self.core.stop(ByeReason.STOPPED, boottime())
