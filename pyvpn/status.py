@@ -118,6 +118,7 @@ def hub_lines(answer: Mapping[str, Any], now: float) -> list[str]:
     ]
     if offloads := _offloads(answer):
         lines.append(f"  offloads   {offloads}")
+    lines += _offered(answer.get("network"))
     sessions = _items(answer.get("sessions"))
     if sessions:
         heads = [
@@ -144,6 +145,40 @@ def hub_lines(answer: Mapping[str, Any], now: float) -> list[str]:
     if not sessions and not peers:
         lines.append("  nobody is connected")
     return lines + _counters(answer.get("counters"))
+
+
+def _offered(network: object) -> list[str]:
+    """What a hub offers to its clients beside the VPN."""
+    if not isinstance(network, dict):
+        return []
+    words: dict[Any, str] = {True: "on", False: "off"}
+    routes = _items(network.get("routes"))
+    used = [printable(route.get("network")) for route in routes if not route.get("problem")]
+    most = 8
+    if len(used) > most:
+        used[most:] = [f"{len(used) - most} more"]
+    lines = [
+        f"  internet   {words.get(network.get('internet'), DASH)}, client to client"
+        f" {words.get(network.get('client_to_client'), DASH)}",
+        f"  names      {_asked(network)}",
+        f"  routes     {', '.join(used) or 'none'}",
+    ]
+    lines += [
+        f"  problem: {printable(route['problem'])}; left out"
+        for route in routes
+        if route.get("problem")
+    ]
+    if network.get("guarded") is False:
+        lines.append("  problem: nft does not work here: what leaves the VPN is not kept back")
+    return lines
+
+
+def _asked(network: Mapping[str, Any]) -> str:
+    """Whom a hub tells its clients to ask for names, and for which domains."""
+    servers, search = _joined(network.get("dns")), _joined(network.get("search"))
+    if servers:
+        return printable(f"{servers} ({search})" if search else servers)
+    return "not answered, see the log" if network.get("dns_wanted") == "hub" else "none"
 
 
 def _peer_lines(peers: list[Mapping[str, Any]], now: float) -> list[str]:
