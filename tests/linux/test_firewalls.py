@@ -18,7 +18,7 @@ from tests.linux.cables import KernelTest, add_addresses, forward, received, udp
 from tests.linux.otherfirewalls import UFW, Docker, Firewalld, OtherFirewall
 
 # ufw 0.36.2 and firewalld 1.3.3 of Debian 12, just switched on, eth0 in the zone "public"; and
-# Docker's rules by iptables-nft 1.8.9. Chains of the hooks input, forward, output; of ufw IPv4 alone.
+# Docker's rules by iptables-nft 1.8.9. Chains of the hooks input, forward, output; ufw: IPv4 alone.
 RECORDED = Path(__file__).parent / "recorded"
 
 UFW_LINES = [
