@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from pyvpn.linux.journal import Journal, Record
+from pyvpn.linux.routing import lost
 from pyvpn.linux.steps import (
     Before,
     IPStep,
@@ -52,11 +53,13 @@ class IPLines:
     def forget_lost(self) -> None:
         """A TUN that was closed and made anew has nothing of what its namesake had."""
         links = self.links()
-        self._journal.records = [
+        kept = [
             record
             for record in self._journal.records
             if not on_link(record.step) or is_on(record.step, record.before, links)
         ]
+        gone = lost(self._system, (record.step for record in kept))
+        self._journal.records = [record for record in kept if record.step not in gone]
 
     def make(self, steps: Sequence[IPStep]) -> list[str]:
         log: list[str] = []

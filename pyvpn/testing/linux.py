@@ -150,7 +150,8 @@ class FakeLinux:
             return self.nft.run(argv, stdin)
         version = 6 if "-6" in words else 4
         if words[0] == "ip" and "route" in words and "show" in words:
-            shown = self.routing.show_routes(version, "all" in words, self._connected())
+            table = words[words.index("table") + 1] if "table" in words else "main"
+            shown = self.routing.show_routes(version, table, self._connected())
             return Completed(0, json.dumps(shown), "")
         if words[0] == "ip" and "rule" in words and "show" in words:
             return Completed(0, json.dumps(self.routing.show_rules(version)), "")

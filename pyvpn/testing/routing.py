@@ -80,17 +80,18 @@ class FakeRouting:
             self.rules.remove(rule)
 
     def show_routes(
-        self, version: int, every_table: bool, connected: Iterable[FakeRoute]
+        self, version: int, table: str, connected: Iterable[FakeRoute]
     ) -> list[dict[str, Any]]:
-        """``ip -json route show``, of the main table or of all."""
+        """``ip -json route show table TABLE``; ``all`` tells the table of each, too."""
         shown = []
         for route in (*connected, *self.routes):
-            if route.version == version and (every_table or route.table is None):
+            its_table = "main" if route.table is None else str(route.table)
+            if route.version == version and table in ("all", its_table):
                 entry = {"dst": route.destination, "dev": route.device}
                 if route.route_type != "unicast":
                     entry = {"type": route.route_type, "dst": route.destination}
-                if route.table is not None:
-                    entry["table"] = str(route.table)
+                if table == "all" and route.table is not None:
+                    entry["table"] = its_table
                 shown.append(entry)
         return shown
 

@@ -253,6 +253,33 @@ class Promises:
         self.assertEqual(self.child.apply(FULL), ["nft: table inet pyvpn-leamit0 set"])
         self.assertStands(FULL_LINES)
 
+    def test_lost_rules_and_routes_are_made_again(self) -> None:
+        """What another program takes out of the rules and of our table comes back, and nothing
+        else is touched; with the table gone as a whole, too."""
+        self.child.apply(FULL)
+        once = self.shown()
+        words = f"priority 30100 not fwmark {MARK} lookup {T}"
+        self.world.ip(f"rule delete {words}")
+        self.world.ip(f"route delete 0.0.0.0/0 dev leamit0 table {T}")
+        self.world.ip(f"route delete unreachable ::/0 table {T}")
+        self.assertEqual(self.rules(), ["-6"])
+        self.assertEqual(
+            self.child.apply(FULL),
+            [
+                f"ip route add 0.0.0.0/0 dev leamit0 table {T}",
+                f"ip route add unreachable ::/0 table {T}",
+                f"ip rule add {words}",
+            ],
+        )
+        self.assertEqual(sorted(self.lines()), sorted(once.splitlines()))
+        only = evolve(SPLIT, routes=(Route("10.30.0.1/32", "leamit0", T),))
+        self.child.apply(only)
+        self.assertEqual(self.child.apply(only), [])
+        self.world.ip(f"route delete 10.30.0.1/32 dev leamit0 table {T}")
+        self.assertEqual(len(self.child.apply(only)), 1)
+        self.child.applied.undo_all()
+        self.assertEqual(self.shown(), self.before)
+
     def test_any_name(self) -> None:
         """A TUN whose name is no name for nft gets its table too, once, and loses it again."""
         self.world.add_tun("a+b@c.d")
