@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import DatagramProtocol, Protocol, ServerFactory
 from twisted.internet.task import Clock
 from twisted.names import dns
@@ -135,11 +136,28 @@ class FakeConnector:
         self.factory.clientConnectionFailed(self, None)
 
 
+class Listener:
+    """A port of :class:`NetworkClock` that listens.
+
+    :ivar what: the protocol or factory.
+    """
+
+    def __init__(self, what: Any) -> None:
+        self.what = what
+
+    def getHost(self) -> IPv4Address:
+        return IPv4Address("UDP", "10.10.0.1", 53)
+
+    def stopListening(self) -> None:
+        pass
+
+
 class NetworkClock(Clock):
     """A clock with sockets that go nowhere.
 
     :ivar sockets: all UDP sockets that were opened.
     :ivar connectors: all TCP connections that were begun.
+    :ivar listeners: all ports that were opened to listen on.
     :ivar full: no more sockets can be had.
     :ivar unreachable: address families without a way to anywhere.
     """
@@ -149,6 +167,7 @@ class NetworkClock(Clock):
         self.sockets: list[FakeSocket] = []
         self.connectors: list[FakeConnector] = []
         self.readers: list[Any] = []
+        self.listeners: list[Listener] = []
         self.full = False
         self.unreachable = set[int]()
 
@@ -164,6 +183,14 @@ class NetworkClock(Clock):
     def removeReader(self, reader: Any) -> None:
         if reader in self.readers:
             self.readers.remove(reader)
+
+    def listenUDP(self, port: int, protocol: Any, interface: str, maxPacketSize: int) -> Listener:
+        self.listeners.append(Listener(protocol))
+        return self.listeners[-1]
+
+    def listenTCP(self, port: int, factory: Any, backlog: int, interface: str) -> Listener:
+        self.listeners.append(Listener(factory))
+        return self.listeners[-1]
 
     def connectTCP(self, host: str, port: int, factory: Any, timeout: float = 30) -> FakeConnector:
         connector = FakeConnector((host, port), factory)

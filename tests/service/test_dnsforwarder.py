@@ -305,14 +305,9 @@ class ServersTests(ForwardCase):
 
     def test_unknown(self) -> None:
         """When it cannot be told which servers there are, that is as none."""
-
-        def upstream() -> list[str]:
-            raise self.error
-
-        self.server._upstream = upstream
-        self.error: Exception = VPNError("nobody owns resolv.conf")
+        self.trouble = VPNError("nobody owns resolv.conf")
         self.send(query("example.com"))
-        self.error = OSError(13, "Permission denied")
+        self.trouble = OSError(13, "Permission denied")
         self.clock.advance(5)
         self.send(query("example.com"))
         self.assertEqual(self.rcodes(), [REFUSED, REFUSED])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Generator, Mapping
@@ -11,12 +12,14 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
+from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
 from twisted.names import client
 from twisted.names.error import DNSNameError, DNSQueryRefusedError
@@ -76,6 +79,7 @@ class ServerCase(SynchronousTestCase):
         self.names: Mapping[str, Any] = host_names(HOSTS, HUB)
         self.read_names = 0
         self.upstream: list[str] = []
+        self.trouble: Exception | None = None
         self.server = self.make()
 
     def make(self, networks: Any = NETWORKS, **more: Any) -> NameServer:
@@ -84,7 +88,13 @@ class ServerCase(SynchronousTestCase):
             return self.names
 
         more.setdefault("open_socket", self.clock.open_socket)
-        return NameServer(names, lambda: self.upstream, networks, self.clock, **more)
+
+        def upstream() -> list[str]:
+            if self.trouble is not None:
+                raise self.trouble
+            return self.upstream
+
+        return NameServer(names, upstream, networks, self.clock, **more)
 
     def ask(self, message: bytes, source: str = CLIENT, tcp: bool = False) -> list[bytes]:
         replies: list[bytes] = []
@@ -421,6 +431,84 @@ class SizeTests(ServerCase):
     def test_checking_disabled(self) -> None:
         """CD is repeated (RFC 4035 3.1.6)."""
         self.assertTrue(flags_of(self.reply(query("few.pyvpn", flags=RD | CD))) & CD)
+
+
+class DatagramTransport:
+    """Sends, unless it may not."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, Any]] = []
+        self.error: OSError | None = None
+
+    def write(self, data: bytes, address: Any) -> None:
+        if self.error is not None:
+            raise self.error
+        self.sent.append((data, address))
+
+
+class SocketsTests(ServerCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.server.listen(["10.10.0.1"])
+        udp, tcp = self.clock.listeners
+        self.datagrams, self.streams = udp.what, tcp.what
+
+    def connect(self, host: str = CLIENT) -> tuple[StringTransport, Any]:
+        """A connection from a client: the server's end, and its protocol."""
+        transport = StringTransport(peerAddress=IPv4Address("TCP", host, 40000))
+        protocol = self.streams.buildProtocol(None)
+        protocol.makeConnection(transport)
+        return transport, protocol
+
+    def test_datagrams(self) -> None:
+        """A reply goes to where the query came from; what cannot be sent is counted by name."""
+        transport, place = DatagramTransport(), (CLIENT, 40000)
+        self.datagrams.makeConnection(transport)
+        self.datagrams.datagramReceived(query("hub.pyvpn"), place)
+        [(_, address)] = transport.sent
+        self.assertEqual(address, place)
+        transport.error = OSError(errno.ENOBUFS, "No buffer space available")
+        self.datagrams.datagramReceived(query("hub.pyvpn"), place)
+        self.assertEqual(self.server.counters, {"answered": 2, "ENOBUFS": 1})
+
+    def test_datagrams_closed(self) -> None:
+        """A reply that comes when the port is closed already goes nowhere."""
+        self.upstream = ["192.0.2.1"]
+        self.datagrams.makeConnection(DatagramTransport())
+        self.datagrams.datagramReceived(query("example.com"), (CLIENT, 40000))
+        self.datagrams.doStop()
+        [opened] = self.clock.sockets
+        opened.receive(reply_to(opened.sent[0]))
+        self.assertEqual(self.server.counters, {"forwarded": 1})
+
+    def test_idle(self) -> None:
+        """A connection is closed ten seconds after its last question."""
+        transport, protocol = self.connect()
+        message = query("hub.pyvpn")
+        wire = len(message).to_bytes(2, "big") + message
+        self.clock.advance(9)
+        protocol.dataReceived(wire)
+        self.clock.advance(9)
+        protocol.dataReceived(wire[:-1])
+        self.assertFalse(transport.disconnecting)
+        self.clock.advance(1)
+        self.assertTrue(transport.disconnecting)
+        protocol.connectionLost(None)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_does_not_read(self) -> None:
+        """Who does not read the answers is not read from until it does."""
+        transport, _ = self.connect()
+        self.assertIs(transport.producer, transport)
+        self.assertTrue(transport.streaming)
+
+    def test_many_connections(self) -> None:
+        """There are 128 connections at most."""
+        open_ones = [self.connect(f"10.10.0.{number}") for number in range(128)]
+        self.assertFalse(any(transport.disconnecting for transport, _ in open_ones))
+        self.assertTrue(self.connect("10.10.0.200")[0].disconnecting)
+        open_ones[0][1].connectionLost(None)
+        self.assertFalse(self.connect("10.10.0.200")[0].disconnecting)
 
 
 @implementer(IReadDescriptor)
