@@ -110,7 +110,12 @@ class ResolvedLink:
             ["domain", *(domains or [""])],
             ["default-route", "yes" if wanted.exclusive else "no"],
         ]
-        return [self._run(verb, *values) for verb, *values in commands]
+        lines = [self._run(verb, *values) for verb, *values in commands]
+        # Wishes, for machines where DNSSEC or DNS over TLS is demanded of all: no signature leads
+        # to the VPN's own domains, and the way to its servers is encrypted already.
+        for verb, *values in (["nta", *(wanted.search or [""])], ["dnsovertls", "no"]):
+            self._system.run(["resolvectl", verb, self._device, *values], "")
+        return lines + (self._asked_too() if wanted.exclusive else [])
 
     def remove(self) -> list[str]:
         try:
@@ -124,6 +129,18 @@ class ResolvedLink:
     def restore(self) -> None:
         for verb, values in (self._old or {}).items():
             self._system.run(["resolvectl", verb, self._device, *(values or [""])], "")
+
+    def _asked_too(self) -> list[str]:
+        """What an uplink says is its own is asked of the uplink: nothing that we set changes it."""
+        lines = []
+        for line in self._system.run(["resolvectl", "domain"], "").stdout.splitlines():
+            found = re.match(r"Link \d+ \((.+?)\): (.+)", line)
+            if found and found[1] != self._device:
+                lines.append(
+                    f"systemd-resolved asks the name servers of {found[1]} too, for names in "
+                    f"{found[2]} (resolvectl domain)"
+                )
+        return lines
 
     def _kept(self, verb: str) -> list[str]:
         done = self._system.run(["resolvectl", verb, self._device], "")

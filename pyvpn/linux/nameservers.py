@@ -10,7 +10,7 @@ Standard library only, because the privileged child imports it.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Literal
@@ -60,7 +60,7 @@ def owner(system: System, root: str = "/") -> Owner:
         here = resolvfile.snapshot(root)
     except OSError as error:
         raise resolvfile.problem(error) from error
-    here = resolvfile.beneath(here, system.alive)
+    here = resolvfile.beneath(here, _others(system))
     if here.link is not None:
         return _owner_of_link(here.link, system, root)
     text = here.text or ""
@@ -83,19 +83,15 @@ def before(wanted: NameServers, system: System, root: str = "/") -> dict[str, An
     """
     who = owner(system, root)
     flavour = namerecords.resolvconf(system) if who == "resolvconf" else None
-    here = resolvfile.beneath(resolvfile.snapshot(root), system.alive)
-    # The list of all servers that systemd-resolved and Debian's resolvconf keep has no place for
-    # "only these": then a file of ours stands in front of it.
-    leads_to = None if here.link is None else resolvfile.followed(root, here.link)
-    if who == "file" or leads_to == RESOLVED_UPLINK:
-        in_file = "always"
-    else:
-        in_file = "exclusive" if flavour == "debian" else "never"
+    here = resolvfile.beneath(resolvfile.snapshot(root), _others(system))
     return {
         "owner": who,
         "flavour": flavour,
         "record": namerecords.record_name(wanted.device, flavour, root),
-        "in_file": in_file,
+        # Debian's resolvconf cannot be told "only these": a file of ours stands in front of its
+        # list. Not so with systemd-resolved: it reads such a file into servers of its own, and
+        # keeps them when the file has gone.
+        "in_file": who == "file" or (flavour == "debian" and "exclusive"),
         "file": resolvfile.to_json(here),
     }
 
@@ -106,9 +102,8 @@ def take(wanted: NameServers, before: dict[str, Any], system: System, root: str 
     :returns: lines for the log.
     :raises ChangeFailed: it could not be done; then all is as it was before the call.
     """
-    always, exclusive = before["in_file"] == "always", before["in_file"] == "exclusive"
-    in_file = always or (exclusive and wanted.exclusive)
-    in_record = before["owner"] != "file" and not (exclusive and wanted.exclusive)
+    in_file = _in_file(wanted, before)
+    in_record = before["owner"] != "file" and not in_file
     record = namerecords.record(wanted.device, before, system, root)
     try:
         here = resolvfile.snapshot(root)
@@ -120,7 +115,7 @@ def take(wanted: NameServers, before: dict[str, Any], system: System, root: str 
             elif mine is not None:
                 resolvfile.put(mine.before, root)
             if in_record:
-                lines += record.put(wanted)
+                lines += record.put(wanted) + _around_the_stub(before, root)
             elif before["owner"] != "file":
                 record.remove()
         except (ChangeFailed, OSError):
@@ -150,7 +145,7 @@ def give_back(
         except ChangeFailed as error:
             lines.append(f"name servers of {wanted.device} are left: {error.stderr}")
     try:
-        lines += _give_back_file(wanted.device, before, system, root)
+        lines += _give_back_file(wanted, before, system, root)
     except ChangeFailed as error:
         lines.append(f"{PATH} is left as it is: {error.stderr}")
     except OSError as error:
@@ -179,6 +174,11 @@ def upstream(root: str = "/", without: Collection[str] = ()) -> list[str]:
     return sorted(dict.fromkeys(addresses), key=_is_loopback)
 
 
+def _others(system: System) -> Callable[[str], bool]:
+    """Tells whether a claim is that of another living process."""
+    return lambda claim: claim != system.claim() and system.alive(claim)
+
+
 def _owner_of_link(link: str, system: System, root: str) -> Owner:
     path = resolvfile.followed(root, link)
     if path.startswith(RESOLVED + "/") or path == RESOLVED_STATIC:
@@ -203,19 +203,30 @@ def _owner_of_link(link: str, system: System, root: str) -> Owner:
     return "file"
 
 
+def _around_the_stub(before: dict[str, Any], root: str) -> list[str]:
+    """systemd-resolved(8), /etc/resolv.conf: what it can do only while it is asked."""
+    link = before["file"]["link"]
+    if link is None or resolvfile.followed(root, link) != RESOLVED_UPLINK:
+        return []
+    return [
+        f"{PATH} is a link to {link}: programs that read it ask all name servers for all names; "
+        f"with a link to {RESOLVED}/stub-resolv.conf systemd-resolved tells them apart"
+    ]
+
+
 def _mine(here: Snapshot, device: str, system: System) -> Ours | None:
     """Our file for this TUN, unless another living process has written it."""
     ours = resolvfile.recognised(here)
     if ours is None or ours.device != device:
         return None
-    return None if ours.claim != system.claim() and system.alive(ours.claim) else ours
+    return None if _others(system)(ours.claim) else ours
 
 
 def _take_file(
     wanted: NameServers, before: dict[str, Any], here: Snapshot, system: System, root: str
 ) -> list[str]:
     mine = _mine(here, wanted.device, system)
-    original = mine.before if mine else resolvfile.beneath(here, system.alive)
+    original = mine.before if mine else resolvfile.beneath(here, _others(system))
     lines = []
     if original != resolvfile.from_json(before["file"]):
         lines.append(f"{PATH} was written by somebody else meanwhile: that comes back at the end")
@@ -250,16 +261,22 @@ def _lines(wanted: NameServers, original: Snapshot, root: str) -> list[str]:
     return lines + resolvfile.kept_lines(old)
 
 
-def _give_back_file(device: str, before: dict[str, Any], system: System, root: str) -> list[str]:
+def _give_back_file(
+    wanted: NameServers, before: dict[str, Any], system: System, root: str
+) -> list[str]:
     here = resolvfile.snapshot(root)
     ours = resolvfile.recognised(here)
-    if ours is not None and ours.device == device:
-        resolvfile.put(resolvfile.beneath(ours.before, system.alive), root)
+    if ours is not None and ours.device == wanted.device:
+        resolvfile.put(resolvfile.beneath(ours.before, _others(system)), root)
         return [f"{PATH} is as it was before"]
-    if before["in_file"] != "always" or here == resolvfile.from_json(before["file"]):
+    if not _in_file(wanted, before) or here == resolvfile.from_json(before["file"]):
         return []
     by = f"PyVPN for {ours.device}" if ours else "another program"
     return [f"{PATH} was written by {by} meanwhile: it is left as it is"]
+
+
+def _in_file(wanted: NameServers, before: dict[str, Any]) -> bool:
+    return bool(before["in_file"]) and (wanted.exclusive or before["in_file"] is True)
 
 
 def _asked_before(here: Snapshot, text: str, root: str) -> list[str]:

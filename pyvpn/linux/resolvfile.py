@@ -142,9 +142,9 @@ def recognised(of: Snapshot) -> Ours | None:
     return Ours(device, claim, _unpacked(before))
 
 
-def beneath(of: Snapshot, alive: Callable[[str], bool]) -> Snapshot:
-    """``of``, or what was there before it when it is ours and its writer is dead, and so on."""
-    while (ours := recognised(of)) is not None and not alive(ours.claim):
+def beneath(of: Snapshot, holds: Callable[[str], bool]) -> Snapshot:
+    """``of``, or what was there before when that is ours and its writer holds it no more, etc."""
+    while (ours := recognised(of)) is not None and not holds(ours.claim):
         of = ours.before
     return of
 
