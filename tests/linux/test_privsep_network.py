@@ -50,7 +50,7 @@ SHOWN = (
     "ip route show table all",
     "ip -6 route show table all",
     "nft --stateless list ruleset",
-    "sysctl -a --pattern ^net.ipv[46].",
+    "grep -rs . /proc/sys/net/ipv4 /proc/sys/net/ipv6 | sort",
     "cat /etc/resolv.conf",
 )
 """What there is to see, by the commands that show it."""
@@ -131,7 +131,7 @@ class WholeNetwork(SynchronousTestCase):
 
     def shown(self) -> dict[str, str]:
         """The text of each command."""
-        return {line: self.run_inside(*line.split()) for line in SHOWN}
+        return {line: self.run_inside("sh", "-c", line) for line in SHOWN}
 
     def start_service(self, state: SystemState) -> tuple[subprocess.Popen[str], int]:
         """A client or hub that has made its network so; and the pid of its child."""
