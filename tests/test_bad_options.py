@@ -317,9 +317,9 @@ class ServerTests(OptionsCase):
             "pyvpn-server: nft does not work here, and without it there is no {}; install nftables"
         )
         for argv, what in (
-            (["--internet"], "the internet for clients (--internet)"),
-            (["--no-client-to-client"], "clients kept apart (--no-client-to-client)"),
-            (["--route", "10.20.0.0/16"], "networks on the hub's side (--route)"),
+            (["--internet"], "internet for clients (--internet)"),
+            (["--no-client-to-client"], "keeping clients apart (--no-client-to-client)"),
+            (["--route", "10.20.0.0/16"], "reaching networks on the hub's side (--route)"),
         ):
             found = self.run_options(server_tap.Options(), argv)
             self.assertEqual(found, (1, line.format(what) + "\n"))

@@ -157,11 +157,11 @@ def pushed(
 def needs_nft(settings: NetworkSettings) -> str | None:
     """What of the settings cannot be done without nftables, None if nothing."""
     if settings.internet:
-        return "the internet for clients (--internet)"
+        return "internet for clients (--internet)"
     if not settings.client_to_client:
-        return "clients kept apart (--no-client-to-client)"
+        return "keeping clients apart (--no-client-to-client)"
     if any(route.user is None for route in settings.routes):
-        return "networks on the hub's side (--route)"
+        return "reaching networks on the hub's side (--route)"
     return None
 
 

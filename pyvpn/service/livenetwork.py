@@ -17,6 +17,7 @@ from pyvpn.core.server import VPNServer
 from pyvpn.errors import CommandFailed, ConfigError, StartError
 from pyvpn.linux import nameservers
 from pyvpn.linux.desired import SystemState
+from pyvpn.linux.firewalls import nft_available
 from pyvpn.linux.forwarding import hub_sysctls
 from pyvpn.linux.inuse import NetworksInUse, numeric_hosts
 from pyvpn.linux.system import LinuxSystem, System
@@ -62,7 +63,6 @@ class LiveNetwork:
         endpoints: Callable[[], str | None],
         names: Callable[[], Names],
         settle: Callable[[], None],
-        nft: bool,
         reactor: Any,
         system: System | None = None,
     ) -> None:
@@ -75,13 +75,13 @@ class LiveNetwork:
         self._endpoints = endpoints
         self._names = names
         self._settle = settle
-        self._nft = nft
         self._reactor = reactor
         self._system = LinuxSystem() if system is None else system
         # One change at a time: Linux is told the whole each time.
         self._turn = DeferredLock()
         self._apply: Apply | None = None
         self._name_server: NameServer | None = None
+        self._nft = False
         # As it was at the start: by now some of it is our own doing.
         self._sysctls: dict[str, str] = {}
         self._told: set[str] = set()
@@ -99,10 +99,11 @@ class LiveNetwork:
         """
         settings = self.options.over(NetworkSettings.stored(self._store.setting))
         self._sysctls = hub_sysctls(self._config.tun)
+        self._nft = nft_available(self._system)
         try:
             self._check(settings)
         except ConfigError as error:
-            raise StartError(f"{error} (the hub not running: pyvpn network set …)") from error
+            raise StartError(f"{error}; 'pyvpn network set' works without the hub") from error
         if not self._nft:
             self._log.warn("{line}", line=hubnetwork.UNGUARDED)
         plan = self._plan(settings)

@@ -37,7 +37,6 @@ from pyvpn.core.server import (
 from pyvpn.core.wireguardpeers import WireGuardPeer
 from pyvpn.errors import AddressTaken, PoolExhausted, StartError, StoreError
 from pyvpn.linux.cpu import wants_aes
-from pyvpn.linux.firewalls import nft_available
 from pyvpn.linux.preflight import ipv6_available
 from pyvpn.linux.system import LinuxSystem
 from pyvpn.linux.uplink import port_forward_hint
@@ -213,7 +212,6 @@ class ServerService(VPNService):
             endpoints=self._public,
             names=self._names.current,
             settle=self.protocol.transmit,
-            nft=nft_available(LinuxSystem()),
             reactor=self._reactor,
         )
         child = self._open_child()

@@ -8,22 +8,29 @@ import shutil
 import socket
 import tempfile
 import time
+from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
-from twisted.internet.defer import fail, maybeDeferred
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.threads import deferToThread
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from pyvpn.config import ServerConfig
+from pyvpn.core.configtlv import Pushed
+from pyvpn.core.events import ConfigRefused
 from pyvpn.core.wireguarddevice import WireGuardDevice
-from pyvpn.errors import CommandFailed, StoreError
+from pyvpn.errors import CommandFailed, ConfigError, StartError, StoreError
 from pyvpn.linux.desired import SystemState
+from pyvpn.linux.firewall import HubFirewall
+from pyvpn.linux.inuse import NetworksInUse
 from pyvpn.linux.privsep import Answer
+from pyvpn.service import livenetwork
 from pyvpn.service.base import Surroundings
 from pyvpn.service.server import ServerService
+from pyvpn.state.interface import Device
 from pyvpn.tx.endpoint import UDPEndpoint
 from pyvpn.tx.timer import boottime
 from tests.service.test_steps import PipeTUN, RecordingChild, _free_port
@@ -279,3 +286,309 @@ class EventTests(ServerCase):
         await service._command("peer_disable", {"name": "phone"})
         self.assertIn("WireGuard peer phone is disconnected: removed", self.logged)
         self.assertEqual([], service.status()["wireguard_sessions"])
+
+
+class FakeNameServer:
+    """A name server that only notes where it would listen.
+
+    :cvar busy: what it says when it shall listen, None if it can.
+    """
+
+    busy: StartError | None = None
+    running: ClassVar[list[FakeNameServer]] = []
+
+    def __init__(self, names: Any, upstream: Any, networks: Any, reactor: Any) -> None:
+        self.names = names
+        self.counters: dict[str, int] = {}
+        self.addresses: list[str] = []
+
+    def listen(self, addresses: list[str]) -> None:
+        if FakeNameServer.busy is not None:
+            raise FakeNameServer.busy
+        self.addresses = addresses
+        self.running.append(self)
+
+    def close(self) -> Deferred[None]:
+        if self in self.running:
+            self.running.remove(self)
+        return succeed(None)
+
+
+class NetworkTests(ServerCase):
+    """What clients are offered, from the start on and while they are there."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.in_use = NetworksInUse()
+        FakeNameServer.busy = None
+        FakeNameServer.running = []
+        self.patch(livenetwork, "NameServer", FakeNameServer)
+        self.patch(livenetwork, "nft_available", lambda system: True)
+        self.patch(NetworksInUse, "read", lambda system, without: self.in_use)
+
+    async def started(self, **options: Any) -> ServerService:
+        service = await self.start(**options)
+        self.told: list[Pushed] = []
+        tell = service.core.set_pushed
+
+        def note(pushed: Pushed, now: float) -> None:
+            self.told.append(pushed)
+            tell(pushed, now)
+
+        service.core.set_pushed = note  # type: ignore[method-assign]
+        return service
+
+    async def alice(self, service: ServerService) -> bytes:
+        """Put alice and a device of hers there; its id."""
+        await service._command("user_add", {"name": "alice", "public_key": USER_KEY.hex()})
+        device = bytes(range(16))
+        lease = service._pool.lease(("alice", device), None, None, 1, lambda holder: False)
+        service.core.restore_device("alice", device, "laptop", bytes(12), lease)
+        record = Device("alice", device, "laptop", bytes(12), str(lease.ipv4), None, 1)
+        await service._store.put_devices([record])
+        return device
+
+    def firewall(self) -> HubFirewall:
+        firewall = self.child.states[-1].firewall
+        assert isinstance(firewall, HubFirewall)
+        return firewall
+
+    def routes(self) -> list[str]:
+        return [route.destination for route in self.child.states[-1].routes]
+
+    async def refused(self, service: ServerService, line: str, command: str, **given: str) -> None:
+        """Refused with this line, and nothing is other than before."""
+        before = (service.status()["network"], len(self.told))
+        with self.assertRaises(ConfigError) as raised:
+            await service._command(command, given)
+        self.assertEqual(line, str(raised.exception))
+        self.assertEqual(before, (service.status()["network"], len(self.told)))
+
+    async def test_start(self) -> None:
+        """The first state has rules and forwarding; the hub answers on its own addresses, and
+        clients are told so."""
+        service = await self.started(internet=True, route=(ip_network("10.20.0.0/16"),))
+        (state,) = self.child.states
+        self.assertEqual(
+            (True, True, ("10.20.0.0/16",)),
+            (self.firewall().internet, self.firewall().client_to_client, self.firewall().reachable),
+        )
+        self.assertEqual("1", state.sysctls["net/ipv4/ip_forward"])
+        (server,) = FakeNameServer.running
+        self.assertEqual(["10.10.0.1", str(service._pool.hub6)], server.addresses)
+        shown = service.status()["network"]
+        self.assertEqual((["pyvpn"], server.addresses), (shown["search"], shown["dns"]))
+        self.assertEqual("10.20.0.0/16", shown["routes"][0]["network"])
+        pushed = service.core._pushed
+        self.assertEqual(["10.20.0.0/16", "0.0.0.0/0", "::/0"], list(map(str, pushed.routes)))
+        await maybeDeferred(service.stopService)
+        self.assertEqual([], FakeNameServer.running)
+
+    async def test_live(self) -> None:
+        """A change reaches Linux, then the core, and is there after a restart."""
+        service = await self.started()
+        device = await self.alice(service)
+        await service._command("network_set", {"internet": "on", "client_to_client": "off"})
+        self.assertEqual(
+            (True, False), (self.firewall().internet, self.firewall().client_to_client)
+        )
+        self.assertEqual(["0.0.0.0/0", "::/0"], list(map(str, self.told[-1].routes)))
+        await service._command("route_add", {"network": "10.30.0.0/16", "via": "alice/laptop"})
+        self.assertEqual(["10.30.0.0/16"], self.routes())
+        self.assertIn(ip_network("10.30.0.0/16"), self.told[-1].routes)
+        peer = service.core.peer("alice", device)
+        assert peer is not None
+        self.assertIs(peer, service.core._allowed.lookup(ip_address("10.30.7.7").packed))
+        self.assertIn("state 3", self.logged)
+        service = await self.restart(service)
+        self.assertEqual((["10.30.0.0/16"], True), (self.routes(), self.firewall().internet))
+        peer = service.core.peer("alice", device)
+        self.assertIs(peer, service.core._allowed.lookup(ip_address("10.30.7.7").packed))
+        await service._command("user_remove", {"name": "alice"})
+        self.assertEqual([], self.routes())
+        self.assertIsNone(service.core._allowed.lookup(ip_address("10.30.7.7").packed))
+
+    async def test_linux_refuses(self) -> None:
+        """What Linux refuses is told, kept nowhere, and no client hears of it."""
+        service = await self.started(dns="none")
+        self.child.refusal = CommandFailed(["nft", "-f", "-"], 1, "no")
+        line = "Linux refuses it, all is as it was: 'nft -f -' failed with status 1: no"
+        await self.refused(service, line, "network_set", internet="on")
+        self.assertIsNone(service._store.setting("network_settings"))
+        self.child.refusal = None
+        await service._command("network_set", {"internet": "on"})
+        self.assertTrue(service.status()["network"]["internet"])
+
+    async def test_machine(self) -> None:
+        """A route to where this machine is, or where clients reach it, is refused; a stored one is
+        left out at the start, with a line; one of an option keeps the hub from starting."""
+        service = await self.started()
+        await self.alice(service)
+        await service._command("endpoint_set", {"endpoint": "203.0.113.7"})
+        lan = (ip_address("192.168.1.5"), ip_network("192.168.1.0/24"), "eth1")
+        self.in_use = NetworksInUse((lan,))
+        await self.refused(
+            service,
+            "192.168.1.0/24 overlaps 192.168.1.5/24 of interface eth1",
+            "route_add",
+            network="192.168.1.0/24",
+            via="alice",
+        )
+        await self.refused(
+            service,
+            "203.0.113.0/24 holds 203.0.113.7, where clients reach this hub",
+            "route_add",
+            network="203.0.113.0/24",
+        )
+        await service._command("route_add", {"network": "10.30.0.0/16", "via": "alice"})
+        clash = (ip_address("10.30.0.5"), ip_network("10.30.0.0/24"), "eth2")
+        self.in_use = NetworksInUse((lan, clash))
+        await service._command("network_set", {"dns": "none"})  # is not about routes
+        service = await self.restart(service)
+        self.assertEqual([], self.routes())
+        problem = "10.30.0.0/16 overlaps 10.30.0.5/24 of interface eth2"
+        self.assertIn(f"{problem}; left out", self.logged)
+        (row,) = (await service._command("route_list", {}))["routes"]
+        self.assertEqual(problem, row["problem"])
+        await maybeDeferred(service.stopService)
+        with self.assertRaises(StartError) as raised:
+            await self.start(route=(ip_network("203.0.113.0/24"),))
+        self.assertEqual(
+            "--route: 203.0.113.0/24 holds 203.0.113.7, where clients reach this hub",
+            str(raised.exception),
+        )
+
+    async def test_private_address(self) -> None:
+        """The LAN of the hub may be offered; without an endpoint there is a warning."""
+        service = await self.started()
+        lan = (ip_address("192.168.1.5"), ip_network("192.168.1.0/24"), "eth1")
+        self.in_use = NetworksInUse((lan,))
+        answer = await service._command("route_add", {"network": "192.168.1.0/24"})
+        (warning,) = answer["warnings"]
+        self.assertIn("192.168.1.0/24 holds this hub's own address 192.168.1.5 (eth1)", warning)
+        self.assertEqual(("192.168.1.0/24",), self.firewall().reachable)
+
+    async def test_peers(self) -> None:
+        """What is behind stock peers is routed, by command and by wg, and no more when they go."""
+        service = await self.started()
+        await self.wg("set=1", f"public_key={KEY.hex()}", "allowed_ip=192.168.7.0/24")
+        self.assertEqual(["192.168.7.0/24"], self.routes())
+        self.assertIn(ip_network("192.168.7.0/24"), self.told[-1].routes)
+        arguments = {
+            "name": "office",
+            "psk": "",
+            "keepalive": "0",
+            "public_key": "AgIC" * 10 + "AgI=",
+        }
+        await service._command("peer_add", {**arguments, "allowed_ips": "10.50.0.0/16"})
+        self.assertEqual(["10.50.0.0/16", "192.168.7.0/24"], sorted(self.routes()))
+        count = len(self.child.states)
+        await self.wg("set=1", f"public_key={KEY.hex()}", "persistent_keepalive_interval=25")
+        self.assertEqual(count, len(self.child.states))  # nothing to do for Linux
+        await service._command("peer_disable", {"name": "office"})
+        self.assertEqual(["192.168.7.0/24"], self.routes())
+        await self.wg("set=1", f"public_key={KEY.hex()}", "remove=true")
+        self.assertEqual([], self.routes())
+        self.assertEqual((), self.told[-1].routes)
+
+    async def test_peers_left_out(self) -> None:
+        """A network of a peer that cannot be routed is told of, and the peer is there."""
+        service = await self.started()
+        lan = (ip_address("192.168.1.5"), ip_network("192.168.1.0/24"), "eth1")
+        self.in_use = NetworksInUse((lan,))
+        arguments = {"name": "office", "psk": "", "keepalive": "0", "public_key": TEXT}
+        networks = {"allowed_ips": "192.168.1.0/24,10.50.0.0/16"}
+        answer = await service._command("peer_add", {**arguments, **networks})
+        problem = "192.168.1.0/24 overlaps 192.168.1.5/24 of interface eth1"
+        self.assertEqual([f"{problem}; no route leads there"], answer["warnings"])
+        self.assertEqual(["10.50.0.0/16"], self.routes())
+
+    async def test_peers_and_linux(self) -> None:
+        """If Linux refuses a peer's route, the peer is there, and it is tried again."""
+        service = await self.started()
+        self.child.refusal = CommandFailed(["ip", "-batch", "-"], 2, "File exists")
+        arguments = {"name": "office", "psk": "", "keepalive": "0", "public_key": TEXT}
+        answer = await service._command("peer_add", {**arguments, "allowed_ips": "10.50.0.0/16"})
+        (warning,) = answer["warnings"]
+        self.assertTrue(warning.startswith("no routes were changed: Linux refuses it"), warning)
+        self.child.refusal = None
+        await service._command("peer_enable", {"name": "office"})
+        self.assertEqual(["10.50.0.0/16"], self.routes())
+
+    async def test_no_name_server(self) -> None:
+        """Where port 53 is taken the hub says so, goes on, and tells clients no server; other
+        changes still work, and when the port is free again it is taken."""
+        FakeNameServer.busy = StartError("port 53 of 10.10.0.1 is in use by dnsmasq")
+        service = await self.started(internet=True)
+        line = "port 53 of 10.10.0.1 is in use by dnsmasq"
+        self.assertIn(f"{line}; clients are told no name server", self.logged)
+        pushed = service.core._pushed
+        self.assertEqual(((), ()), (pushed.dns, pushed.search))
+        await service._command("network_set", {"exclude": "192.168.0.0/16"})
+        await service._command("network_set", {"dns": "none"})
+        await self.refused(service, f"{line}; or start the hub anew", "network_set", dns="hub")
+        FakeNameServer.busy = None
+        await service._command("network_set", {"dns": "hub"})
+        self.assertEqual(("pyvpn",), self.told[-1].search)
+        self.assertEqual(1, len(FakeNameServer.running))
+        await service._command("network_set", {"dns": "9.9.9.9"})
+        self.assertEqual([], FakeNameServer.running)
+        self.assertEqual((ip_address("9.9.9.9"),), self.told[-1].dns)
+
+    async def test_names(self) -> None:
+        """The names are those of devices with a lease and of peers, as they are by now."""
+        service = await self.started()
+        (server,) = FakeNameServer.running
+        before = server.names()
+        self.assertIs(before, server.names())
+        self.assertEqual({"hub.pyvpn", "pyvpn"}, set(before))
+        await self.alice(service)
+        arguments = {"name": "office", "psk": "", "keepalive": "0", "public_key": TEXT}
+        await service._command("peer_add", {**arguments, "allowed_ips": ""})
+        wanted = {"laptop.alice.pyvpn", "alice.pyvpn", "laptop.pyvpn", "office.pyvpn"}
+        self.assertEqual(wanted, set(server.names()) - set(before))
+        await service._command("user_disable", {"name": "alice"})
+        await service._command("peer_disable", {"name": "office"})
+        self.assertEqual(set(before), set(server.names()))
+
+    async def test_no_nft(self) -> None:
+        """Without nft there are no rules, which is said; what needs them is refused, also at the
+        start."""
+        self.patch(livenetwork, "nft_available", lambda system: False)
+        service = await self.started()
+        self.assertIsNone(self.child.states[-1].firewall)
+        unguarded = "nft does not work here: what clients send beyond the VPN is not kept back"
+        self.assertIn(f"{unguarded}; install nftables", self.logged)
+        self.assertFalse(service.status()["network"]["guarded"])
+        line = (
+            "nft does not work here, and without it there is no internet for clients (--internet)"
+        )
+        await self.refused(service, line, "network_set", internet="on")
+        await maybeDeferred(service.stopService)
+        with self.assertRaises(StartError):
+            await self.start(internet=True)
+
+    async def test_relay(self) -> None:
+        """With --relay clients cannot be kept apart, live or from the store."""
+        service = await self.started()
+        await service._command("network_set", {"client_to_client": "off"})
+        await maybeDeferred(service.stopService)
+        with self.assertRaises(StartError) as raised:
+            await self.start(relay=True)
+        self.assertIn("--relay", str(raised.exception))
+        service = await self.start()
+        await service._command("network_set", {"client_to_client": "on"})
+        await maybeDeferred(service.stopService)
+        service = await self.started(relay=True)
+        line = (
+            "--no-client-to-client: clients reach each other all the same with --relay, which goes"
+            " past the kernel and its rules; leave one of the two out"
+        )
+        await self.refused(service, line, "network_set", client_to_client="off")
+
+    async def test_config_refused(self) -> None:
+        """A client that could not apply what it was told is in the log."""
+        service = await self.started()
+        service._event(ConfigRefused("alice", bytes(16), 1))
+        (line,) = [line for line in self.logged if "could not apply" in line]
+        self.assertIn("alice", line)
