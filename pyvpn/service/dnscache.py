@@ -36,8 +36,8 @@ class AnswerCache:
     hold types of records that nobody here knows.
     """
 
-    def __init__(self, seconds: Callable[[], float]) -> None:
-        self._seconds = seconds
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._kept: dict[bytes, _Kept] = {}
 
     def find(self, query: bytes) -> bytes | None:
@@ -45,7 +45,7 @@ class AnswerCache:
         kept = self._kept.get(query)
         if kept is None:
             return None
-        now = self._seconds()
+        now = self._clock()
         if now >= kept.until:
             del self._kept[query]
             return None
@@ -73,7 +73,7 @@ class AnswerCache:
         shortest = min((ttl if ttl < 1 << 31 else 0 for ttl in ttls), default=0)
         if not shortest:
             return
-        now = self._seconds()
+        now = self._clock()
         self._kept.pop(query, None)
         self._kept[query] = _Kept(answer, places, now, now + min(shortest, LONGEST))
         if len(self._kept) > MOST_ANSWERS:

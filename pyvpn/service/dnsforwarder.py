@@ -16,6 +16,7 @@ from twisted.names import dns
 
 from pyvpn.service.dnscache import AnswerCache
 from pyvpn.service.dnssockets import Datagrams, OpenSocket, Place, Stream, open_datagrams
+from pyvpn.service.patience import Patience, TimerFactory
 
 TIMEOUT = 2.0
 """Seconds until the next server is asked; with two servers who asks (glibc: 5 s) still waits."""
@@ -45,6 +46,7 @@ class Forwarder:
 
     :param servers: numeric addresses in the order to ask them, without our own; it may change.
     :param count: called with the name of what went wrong.
+    :param clock: boottime seconds.
     :param open_socket: makes a UDP socket of an address family that does not block.
     """
 
@@ -53,13 +55,17 @@ class Forwarder:
         servers: Callable[[], Sequence[Place]],
         reactor: Any,
         count: Callable[[str], None],
+        clock: Callable[[], float],
+        timer_factory: TimerFactory,
         open_socket: OpenSocket = open_datagrams,
     ) -> None:
         self._servers = servers
         self._reactor = reactor
         self._count = count
         self._open_socket = open_socket
-        self._cache = AnswerCache(reactor.seconds)
+        self._clock = clock
+        self._patience = Patience(TIMEOUT, clock, timer_factory)
+        self._cache = AnswerCache(clock)
         self._open: dict[tuple[bool, bytes], _Question] = {}
         self._waiting: dict[str, int] = {}
         self._silent: dict[Place, float] = {}
@@ -68,7 +74,7 @@ class Forwarder:
 
     def servers(self) -> list[Place]:
         """Those there are, the silent ones last."""
-        now = self._reactor.seconds()
+        now = self._clock()
         if now >= self._due:
             self._due = now + SERVERS_KEPT
             self._kept = list(self._servers())[:MOST_SERVERS]
@@ -116,14 +122,18 @@ class Forwarder:
             return Stream(asked, self._reactor)
         return Datagrams(asked, self._reactor, self._open_socket)
 
-    def overdue(self, call: Callable[[], None]) -> Any:
-        """Have something called when it is time to give a server up."""
-        return self._reactor.callLater(TIMEOUT, call)
+    def wait(self, asked: _Question, call: Callable[[], None] | None) -> None:
+        """Have something called when it is time to give a server up; None: not any more."""
+        if call is None:
+            self._patience.forget(asked)
+        else:
+            self._patience.wait(asked, call)
 
     def close(self) -> None:
         """Give all up; all that wait are told so."""
         for asked in list(self._open.values()):
             asked.end(None)
+        self._patience.close()
 
     def failed(self, place: Place, what: str) -> None:
         """Note that a server said nothing; one that says no is not moved back by that.
@@ -132,7 +142,7 @@ class Forwarder:
         asked of the second.
         """
         self.note(what)
-        self._silent[place] = self._reactor.seconds() + SILENT_FOR
+        self._silent[place] = self._clock() + SILENT_FOR
 
     def note(self, what: str) -> None:
         """Count something."""
@@ -169,7 +179,6 @@ class _Question:
         self._place: Place | None = None
         self._identifier = b""
         self._attempt: Datagrams | Stream | None = None
-        self._overdue: Any = None
         self._second_best: bytes | None = None
 
     def start(self, servers: Sequence[Place]) -> None:
@@ -208,7 +217,6 @@ class _Question:
 
     def _silence(self) -> None:
         assert self._place is not None
-        self._overdue = None
         self._forwarder.failed(self._place, "upstream_silent")
         self._next()
 
@@ -219,7 +227,7 @@ class _Question:
             # A number and a port that nobody can guess are all that protects DNS (RFC 5452 9.2).
             self._identifier = os.urandom(2)
             self._attempt = self._forwarder.attempt(self)
-            self._overdue = self._forwarder.overdue(self._silence)
+            self._forwarder.wait(self, self._silence)
             try:
                 self._attempt.open(self._place, self._identifier + self.query)
             except OSError:
@@ -233,9 +241,7 @@ class _Question:
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.close()
-        overdue, self._overdue = self._overdue, None
-        if overdue is not None:
-            overdue.cancel()
+        self._forwarder.wait(self, None)
 
     def _is_answer(self, data: bytes) -> bool:
         """Tell whether it is a reply (QR, QUERY) to just this; only case may differ in the name."""

@@ -7,6 +7,7 @@ keep each other busy), raises what broken messages lead to, and says neither AA 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
@@ -16,7 +17,6 @@ from twisted.internet.protocol import DatagramProtocol, ServerFactory
 from twisted.logger import Logger
 from twisted.names import dns
 from twisted.protocols.basic import Int16StringReceiver
-from twisted.protocols.policies import TimeoutMixin
 
 from pyvpn.core.hostnames import DOMAIN, Names
 from pyvpn.errors import StartError, VPNError
@@ -26,7 +26,9 @@ from pyvpn.service.dnsforwarder import Forwarder
 from pyvpn.service.dnsquery import Malformed, Query, Records, Unknown
 from pyvpn.service.dnssockets import OpenSocket, Place, open_datagrams
 from pyvpn.service.dnszone import IPNetwork, Zones
+from pyvpn.service.patience import Patience, TimerFactory
 from pyvpn.tx.tally import Tally
+from pyvpn.tx.timer import BoottimeTimer, boottime
 
 PORT = 53
 
@@ -58,6 +60,8 @@ class NameServer:
     :param networks: the VPN's. Their addresses have names here, and from these alone is answered.
     :param upstream_port: where those servers listen.
     :param open_socket: makes the UDP sockets with which they are asked.
+    :param clock: boottime seconds, which ``timer_factory``'s timers go by.
+    :ivar idle: connections, and how long they may be.
     :ivar counters: name to count. ``answered`` here, ``forwarded``, ``refused``; dropped as
         ``outside`` or ``malformed``; ``busy``, ``unanswered``, ``upstream_…``.
     """
@@ -74,16 +78,22 @@ class NameServer:
         domain: str = DOMAIN,
         upstream_port: int = PORT,
         open_socket: OpenSocket = open_datagrams,
+        clock: Callable[[], float] = boottime,
+        timer_factory: TimerFactory | None = None,
     ) -> None:
+        timers = timer_factory or partial(BoottimeTimer, reactor=reactor)
         self._networks = tuple(networks)
         self._reactor = reactor
-        self._tally = Tally("name server", self._log, reactor.seconds)
+        self._tally = Tally("name server", self._log, clock)
         self.counters = self._tally.counters
         self._upstream = upstream
         self._upstream_port = upstream_port
         self._trouble = ""
-        self._zones = Zones(names, self._networks, reactor.seconds, domain)
-        self._forwarder = Forwarder(self._servers, reactor, self._tally.add, open_socket)
+        self._zones = Zones(names, self._networks, clock, domain)
+        self._forwarder = Forwarder(
+            self._servers, reactor, self._tally.add, clock, timers, open_socket
+        )
+        self.idle = Patience(IDLE, clock, timers)
         self._places: set[Place] = set()
         self._ports: list[Any] = []
         self._connections: set[_Connection] = set()
@@ -96,7 +106,7 @@ class NameServer:
         :param port: 0 for any that is free, for each socket another one.
         :raises StartError: it is taken, or an address is not there. No port is open then.
         """
-        factory = _Connections(self, self._reactor)
+        factory = _Connections(self)
         try:
             for address in addresses:
                 datagrams = _Datagrams(self)
@@ -120,6 +130,7 @@ class NameServer:
         self._forwarder.close()
         for connection in list(self._connections):
             connection.abort()
+        self.idle.close()
         ports, self._ports = self._ports, []
         closed = [port.stopListening() for port in ports]
         return DeferredList([done for done in closed if done is not None])
@@ -267,16 +278,15 @@ class _Datagrams(DatagramProtocol):
             self._server.unsent(error)
 
 
-class _Connection(Int16StringReceiver, TimeoutMixin):
+class _Connection(Int16StringReceiver):
     """One that may ask several questions, and gets answers as they come (RFC 7766 6.2.1)."""
 
     noisy = False
     transport: Any
     MAX_LENGTH = dnsquery.MAX_QUERY
 
-    def __init__(self, server: NameServer, reactor: Any) -> None:
+    def __init__(self, server: NameServer) -> None:
         self._server = server
-        self._reactor = reactor
         self.client = ""
 
     def connectionMade(self) -> None:
@@ -286,10 +296,10 @@ class _Connection(Int16StringReceiver, TimeoutMixin):
             return
         # Who does not read our answers is not read from.
         self.transport.registerProducer(self.transport, True)
-        self.setTimeout(IDLE)
+        self._server.idle.wait(self, self.abort)
 
     def stringReceived(self, data: bytes) -> None:
-        self.resetTimeout()
+        self._server.idle.wait(self, self.abort)
         if not self._server.received(data, self.client, self.sendString, True):
             self.transport.abortConnection()
 
@@ -297,30 +307,23 @@ class _Connection(Int16StringReceiver, TimeoutMixin):
         self._server.count("malformed")
         self.abort()
 
-    def timeoutConnection(self) -> None:
-        self.abort()
-
     def connectionLost(self, reason: Any = None) -> None:
-        self.setTimeout(None)
+        self._server.idle.forget(self)
         self._server.disconnected(self)
 
     def abort(self) -> None:
         """Close it, whatever is not sent yet."""
         self.transport.abortConnection()
 
-    def callLater(self, period: float, func: Callable[[], None]) -> Any:
-        return self._reactor.callLater(period, func)
-
 
 class _Connections(ServerFactory):
     noisy = False
 
-    def __init__(self, server: NameServer, reactor: Any) -> None:
+    def __init__(self, server: NameServer) -> None:
         self._server = server
-        self._reactor = reactor
 
     def logPrefix(self) -> str:
         return "DNS by TCP"
 
     def buildProtocol(self, address: Any) -> _Connection:
-        return _Connection(self._server, self._reactor)
+        return _Connection(self._server)

@@ -9,8 +9,9 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import DatagramProtocol, Protocol, ServerFactory
-from twisted.internet.task import Clock
 from twisted.names import dns
+
+from pyvpn.testing.clock import ClockTimer, VirtualClock
 
 # RFC 1035 4.1.1 and RFC 6891 6.1.2, retyped.
 A, NS, SOA, PTR, HINFO, AAAA, OPT, HTTPS, AXFR, ANY = 1, 2, 6, 12, 13, 28, 41, 65, 252, 255
@@ -152,7 +153,7 @@ class Listener:
         pass
 
 
-class NetworkClock(Clock):
+class NetworkClock(VirtualClock):
     """A clock with sockets that go nowhere.
 
     :ivar sockets: all UDP sockets that were opened.
@@ -170,6 +171,9 @@ class NetworkClock(Clock):
         self.listeners: list[Listener] = []
         self.full = False
         self.unreachable = set[int]()
+
+    def timer(self, callback: Callable[[], None]) -> ClockTimer:
+        return ClockTimer(callback, self)
 
     def open_socket(self, family: int) -> Any:
         if self.full:
