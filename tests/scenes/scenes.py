@@ -21,7 +21,7 @@ from tests.scenes.ends import NEWEST, THEIRS
 from tests.scenes.handshakes import cookie, rekey, rekey_when_idle, wrong_key, wrong_psk
 from tests.scenes.hosts import WireGuardLab
 from tests.scenes.hub import exported, imported, key_made_elsewhere, switched_off, together
-from tests.scenes.networks import cafe, home
+from tests.scenes.networks import cafe, home, office, uplinks
 from tests.scenes.networks.lab import NetworksLab
 from tests.scenes.traffic import (
     nat_that_forgets,
@@ -116,6 +116,15 @@ NETWORKS: list[tuple[str, Act, list[str], int]] = [
     ("hostile café", cafe.cafe, ["vpn alone", "all traffic"], 120),
     ("hostile café, programs that never rest", cafe.kill_switch, ["kill switch"], 150),
     ("hostile café, a neighbour who probes", cafe.probes, ["all traffic"], 45),
+    ("office LAN behind a client", office.office, ["vpn alone", "all traffic"], 150),
+    (
+        "office LAN behind a client, programs that never rest",
+        office.kill_switch,
+        ["kill switch"],
+        120,
+    ),
+    ("hub with two uplinks", uplinks.uplinks, ["vpn alone", "all traffic"], 120),
+    ("hub with two uplinks, one fails", uplinks.fails_over, ["kill switch"], 180),
 ]
 #: Those of the test suite.
 QUICK_NETWORKS = {
@@ -123,9 +132,18 @@ QUICK_NETWORKS = {
     (home.kill_switch, "kill switch"),
     (home.without_kill_switch, "all traffic"),
     (cafe.probes, "all traffic"),
+    (office.office, "vpn alone"),
+    (uplinks.uplinks, "all traffic"),
 }
 #: Those in which a machine sleeps: twenty seconds, and once more for minutes, LONGER in all.
-SLEEPING = {home.home, home.kill_switch, cafe.cafe, cafe.kill_switch}
+SLEEPING = {
+    home.home,
+    home.kill_switch,
+    cafe.cafe,
+    cafe.kill_switch,
+    office.office,
+    office.kill_switch,
+}
 LONGER = 200
 
 

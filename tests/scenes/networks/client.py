@@ -26,6 +26,7 @@ class Hub:
     def __init__(self, lab: NetworksLab, *options: str, endpoint: str = VPN_NAME) -> None:
         self.lab = lab
         self.options = options
+        self.endpoint = endpoint
         self._process: Process | None = None
         lab.pyvpn("hub", "init", "--endpoint", f"{endpoint}:{PORT}")
         lab.web("hub", "hub")
@@ -47,6 +48,14 @@ class Hub:
         assert self._process is not None
         self._process.stop()
 
+    def kill(self) -> None:
+        """``kill -9`` of the service; its child has ended too when this returns."""
+        assert self._process is not None
+        pids = [self._process.pid, *children(self._process.pid)]
+        self._process.popen.kill()
+        self._process.popen.wait()
+        wait_until(lambda: not any(map(alive, pids)), "the end of the hub's child", 20)
+
     def invite(self, user: str) -> str:
         """Add a user; the link."""
         secret = self.lab.home("hub") / f"password-{user}"
@@ -64,9 +73,10 @@ class Client:
     """A profile on a host, with the user's password in a file: ``pyvpn up`` and ``pyvpn down``.
 
     :ivar user: the user's name, and the profile's.
+    :param at: the address of the hub's that it is to use, in place of the endpoint.
     """
 
-    def __init__(self, hub: Hub, host: str, user: str) -> None:
+    def __init__(self, hub: Hub, host: str, user: str, at: str | None = None) -> None:
         self.lab = hub.lab
         self.host = host
         self.user = user

@@ -6,10 +6,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from tests.netns.lab import PORT, Process
+from tests.netns.lab import PORT
 from tests.netns.processes import wait_until
 from tests.scenes.ends import expect
 from tests.scenes.networks import talk
@@ -43,6 +43,7 @@ SORTING = Sorting(
     resolvers={HOME.gateway4, ELSEWHERE.gateway4},
     hub_names={VPN_NAME},
 )
+SORTING_OUTSIDE = replace(SORTING, resolvers={DNS})
 #: Seconds for a packet that was on its way when the kill switch was set.
 MOMENT = 0.1
 
@@ -129,6 +130,61 @@ def stay(
     as_before("back again")
 
 
+class Watch:
+    """Programs that never rest on a host, and a recording of what they put on the wire. At first
+    nothing stops them.
+
+    :param namespace: where the host's cable ends, at `interface`.
+    """
+
+    def __init__(
+        self, lab: NetworksLab, host: str, namespace: str, interface: str, sorting: Sorting
+    ) -> None:
+        self.lab = lab
+        self.host = host
+        self.sorting = sorting
+        self._since = self._until = 0.0
+        words = (WWW.ipv4, WWW.ipv6, DNS, WWW_NAME, neighbour(HOME))
+        self._talking = lab.spawn(host, [sys.executable, talk.__file__, *words], "talk")
+        self._talking.wait_for_text("talking 2")
+        self._recording = lab.capture(namespace, interface, f"{host}.pcap")
+        self._some("at first")
+
+    def set(self) -> None:
+        """From now on the kill switch stands."""
+        self._since = time.time() + MOMENT
+
+    def lifted(self) -> None:
+        """It has been lifted at this moment, or is about to be."""
+        self._until = time.time()
+
+    def recorded(self) -> bytes:
+        """End the programs; all that was on the wire."""
+        self._some("at the end")
+        self._talking.stop()
+        return self.lab.captured(self._recording)
+
+    def judge(self, *let_out: str) -> None:
+        """End the programs. :class:`Failed` unless there was no plaintext while the kill switch
+        stood, some of each kind that is let out, and plaintext before and after."""
+        pcap, mac = self.recorded(), self.lab.mac(self.host)
+        sort = partial(tally, pcap, self.sorting, source=mac)
+        found = sort(since=self._since, until=self._until)
+        expect(not found.kinds["plaintext"], f"plaintext on the wire: {found}")
+        for kind in let_out:
+            expect(found.kinds[kind], f"no {kind} on the wire: {found}")
+        for when, found in (
+            ("before", sort(until=self._since - 2 * MOMENT)),
+            ("after", sort(since=self._until)),
+        ):
+            expect(found.kinds["plaintext"] > 10, f"{when} the kill switch no plaintext: {found}")
+
+    def _some(self, when: str) -> None:
+        """Let them talk for a moment."""
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() - began > 1, f"some plaintext {when}", 5)
+
+
 def never_rest(lab: NetworksLab, place: Place, length: str) -> None:
     """The laptop has arrived. With the kill switch, programs that never rest put not one plaintext
     packet on the wire, whatever happens, until the kill switch is lifted."""
@@ -136,15 +192,12 @@ def never_rest(lab: NetworksLab, place: Place, length: str) -> None:
     client = Client(hub, LAPTOP, "alice")
     before = snapshot(lab, LAPTOP)
     up = partial(client.up, *OPTIONS["kill switch"])
-    talking = talk_on(lab)
-    recording = lab.capture("router", LAPTOP, "kill-switch.pcap")
-    # What the kill switch is there to stop.
-    wait_until(lambda: time.monotonic() - recording.started > 2, "some plaintext", 5)
+    watch = Watch(lab, LAPTOP, "router", LAPTOP, SORTING)
     hub.stop()
     up()
-    since = time.time() + MOMENT
+    watch.set()
     _through_all(lab, place, hub, client, up, length)
-    until = time.time()
+    watch.lifted()
     client.cleanup("--kill-switch")
     reaches(lab, LAPTOP, place.plain, "after 'pyvpn cleanup --kill-switch'")
     same(before, snapshot(lab, LAPTOP), "after 'pyvpn cleanup --kill-switch'")
@@ -152,18 +205,8 @@ def never_rest(lab: NetworksLab, place: Place, length: str) -> None:
     reaches(lab, LAPTOP, FULL_NO_LAN, "connected after 'pyvpn cleanup --kill-switch'")
     client.down()
     reaches(lab, LAPTOP, place.plain, "after 'pyvpn down'")
-    talking.stop()
     same(before, snapshot(lab, LAPTOP), "after 'pyvpn down'")
-
-    pcap, mac = lab.captured(recording), lab.mac(LAPTOP)
-    ours = tally(pcap, SORTING, source=mac, since=since, until=until)
-    expect(not ours.kinds["plaintext"], f"plaintext on the wire: {ours}")
-    let_out = ["tunnel", "neighbours", "dhcp", *(["resolver"] if place.asks else [])]
-    for kind in let_out:
-        expect(ours.kinds[kind], f"no {kind} on the wire: {ours}")
-    for when in ({"until": since - 2 * MOMENT}, {"since": until}):
-        found = tally(pcap, SORTING, source=mac, **when)
-        expect(found.kinds["plaintext"], f"without the kill switch no plaintext: {found}")
+    watch.judge("tunnel", "neighbours", "dhcp", *(["resolver"] if place.asks else []))
 
 
 def _through_all(
@@ -209,14 +252,6 @@ def _through_all(
     client.kill(with_child=True)
     client.cleanup()
     stands("after 'pyvpn cleanup' once more")
-
-
-def talk_on(lab: NetworksLab) -> Process:
-    """Start the programs that never rest."""
-    words = (WWW.ipv4, WWW.ipv6, DNS, WWW_NAME, neighbour(HOME))
-    talking = lab.spawn(LAPTOP, [sys.executable, talk.__file__, *words], "talk")
-    talking.wait_for_text("talking 2")
-    return talking
 
 
 def neighbour(subnet: Subnet) -> str:

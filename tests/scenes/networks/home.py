@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from tests.netns.processes import wait_until
 from tests.scenes.ends import expect
 from tests.scenes.networks.client import Client, Hub
 from tests.scenes.networks.course import (
@@ -12,10 +11,10 @@ from tests.scenes.networks.course import (
     OPTIONS,
     SORTING,
     Place,
+    Watch,
     neighbour,
     never_rest,
     stay,
-    talk_on,
 )
 from tests.scenes.networks.lab import HOME, WWW, NetworksLab
 from tests.scenes.networks.reach import FULL, PLAIN, SPLIT, reaches
@@ -48,14 +47,11 @@ def without_kill_switch(lab: NetworksLab, variant: str, length: str) -> None:
     client = Client(Hub(lab, "--internet").start(), LAPTOP, "alice")
     client.up(*OPTIONS[variant])
     reaches(lab, LAPTOP, FULL, "connected")
-    talking = talk_on(lab)
-    recording = lab.capture("router", LAPTOP, "without.pcap")
-    wait_until(lambda: time.monotonic() - recording.started > 2, "something in the tunnel", 5)
+    watch = Watch(lab, LAPTOP, "router", LAPTOP, SORTING)
     killed = time.time()
     client.kill(with_child=False)
     reaches(lab, LAPTOP, PLAIN, "after kill -9 of the service")
-    talking.stop()
-    pcap, mac = lab.captured(recording), lab.mac(LAPTOP)
+    pcap, mac = watch.recorded(), lab.mac(LAPTOP)
     # A socket bound to eth0, and what goes to the neighbour, are let past a tunnel by intent.
     inside = tally(pcap, SORTING, source=mac, until=killed)
     around = {f"UDP to {WWW.ipv4} port 9", f"UDP to {WWW.ipv6} port 9"}

@@ -36,9 +36,13 @@ HUB = Host("hub", "198.51.100.2", "198.51.100.1", "2001:db8:1::2", "2001:db8:1::
 WWW = Host("www", "203.0.113.2", "203.0.113.1", "2001:db8:2::2", "2001:db8:2::1", "")
 ROUTER = Host("router", "192.0.2.2", "192.0.2.1", "2001:db8:3::2", "2001:db8:3::1", "")
 ROAMER = Host("roamer", "198.18.0.2", "198.18.0.1", "2001:db8:4::2", "2001:db8:4::1", "")
+#: The second uplink of a hub that has two; nothing is at it unless a scene puts it there.
+SECOND = Host("second", "198.19.0.2", "198.19.0.1", "2001:db8:5::2", "2001:db8:5::1", "")
 
 DNS = "203.0.113.53"
 VPN_NAME, WWW_NAME = "vpn.example.org", "www.example.org"
+PRINTER_NAME = "printer.example.org"
+TWO_NAME = "two.example.org"
 HOOK = Path(__file__).with_name("dhcp.sh")
 
 
@@ -219,13 +223,13 @@ class NetworksLab(Lab):
         for name in ("hub", "roamer", "www"):
             self.name_servers(name, DNS)
         self._build_home()
-        records = {WWW_NAME: WWW, VPN_NAME: HUB}
+        records = ((WWW_NAME, WWW), (VPN_NAME, HUB), (TWO_NAME, HUB), (TWO_NAME, SECOND))
         self.dnsmasq(
             "www",
             DNS,
             "--local=/#/",
-            *(f"--host-record={name},{at.ipv4},{at.ipv6}" for name, at in records.items()),
-            f"--host-record=printer.example.org,{HOME.ipv4}.66",
+            *(f"--host-record={name},{at.ipv4},{at.ipv6}" for name, at in records),
+            f"--host-record={PRINTER_NAME},{HOME.ipv4}.66",
         )
         self.web("www", WWW_NAME)
 

@@ -27,13 +27,13 @@ NOTHING = "-"
 
 #: Who a server may see.
 WHO = {
-    "hub": (HUB.ipv4, HUB.ipv6),
+    "hub": (HUB.ipv4, HUB.ipv6, SECOND.ipv4, SECOND.ipv6),
     "router": (ROUTER.ipv4,),
     "itself": (
         *(f"{subnet.ipv6}::/64" for subnet in (HOME, ELSEWHERE)),
         *(f"{subnet.ipv4}.0/24" for subnet in (HOME, ELSEWHERE)),
-        ROAMER.ipv4,
-        ROAMER.ipv6,
+        f"{ROAMER.ipv4}/24",
+        f"{ROAMER.ipv6}/64",
     ),
     "its inner address": ("10.10.0.0/24", "fc00::/7"),
 }
@@ -122,6 +122,6 @@ def _words(command: str, said: str) -> str:
 
 def _who(address: str) -> str:
     for who, networks in WHO.items():
-        if any(ip_address(address) in ip_network(each) for each in networks):
+        if any(ip_address(address) in ip_network(each, strict=False) for each in networks):
             return who
     return address
