@@ -18,6 +18,7 @@ from tests.scenes.networks.lab import (
     HUB,
     ROAMER,
     ROUTER,
+    SECOND,
     WWW,
     WWW_NAME,
     NetworksLab,
