@@ -82,7 +82,7 @@ def route_add(options: argparse.Namespace) -> int:
     if options.via is not None:
         given["via"] = options.via
     answer = administer(options, "route_add", **given)
-    say(f"{_row(answer)} is reached now.")
+    say(f"{_row(answer)} is a route now.")
     warn(answer)
     return DONE
 
@@ -91,7 +91,7 @@ def route_remove(options: argparse.Namespace) -> int:
     """Take a route away."""
     _checked("NET", routes.routes, options.network)
     answer = administer(options, "route_remove", network=options.network)
-    say(f"{_row(answer)} is reached no more.")
+    say(f"{_row(answer)} is a route no more.")
     return DONE
 
 

@@ -251,6 +251,35 @@ class AddTests(PeerTestCase):
         self.assertEqual(code, 0)
         self.assertIn("# Endpoint = HOST:PORT of the hub", out)
 
+    def test_all_traffic(self) -> None:
+        """With --all-traffic everything goes through the hub, names included; without it the .conf
+        names networks, and no server for names."""
+        offered = {"internet": True, "dns": ["10.10.0.1", "fd12::1"], "search": ["pyvpn"]}
+        self.answers["network_show"] = {"internet": True}
+        self.answers["peer_add"] = {**ADDED, **offered}
+        code, out, err = self.pyvpn("peer", "add", "phone", "--all-traffic")
+        self.assertEqual(0, code, err)
+        self.assertIn("\nDNS = 10.10.0.1, fd12::1, pyvpn\n", out)
+        self.assertIn("\nAllowedIPs = 0.0.0.0/0, ::/0\n", out)
+        _, out, _ = self.pyvpn("peer", "add", "phone")
+        self.assertNotIn("DNS", out)
+        self.assertIn("\nAllowedIPs = 10.10.0.0/24, fd12:3456:789a::/64\n", out)
+
+    def test_no_internet(self) -> None:
+        """Where the hub offers no internet, --all-traffic adds nobody and says how to offer it."""
+        self.answers["network_show"] = {"internet": False}
+        code, out, err = self.pyvpn("peer", "add", "phone", "--all-traffic")
+        self.assertEqual((1, ""), (code, out))
+        self.assertEqual(
+            "pyvpn: --all-traffic: this hub offers no internet, so the peer's traffic would end"
+            " there; to offer it: pyvpn network set --internet on\n",
+            err,
+        )
+        self.assertEqual([], self.asked("peer_add"))
+        self.answers["network_show"] = {"internet": True}
+        self.pyvpn("peer", "add", "phone", "--all-traffic")
+        self.assertEqual(1, len(self.asked("peer_add")))
+
     def test_warnings(self) -> None:
         """What the hub warns of is told beside the .conf."""
         self.answers["peer_add"] = {**ADDED, "warnings": ["10.0.0.0/8 is no more 'x''s"]}
