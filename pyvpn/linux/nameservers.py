@@ -10,6 +10,7 @@ Standard library only, because the privileged child imports it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -232,13 +233,16 @@ def _take_file(
         lines.append(f"{PATH} was written by somebody else meanwhile: that comes back at the end")
     if under := _mine_under(original, wanted.device, system):
         original = under.before
-    text = resolvfile.ours_text(
-        Ours(wanted.device, system.claim(), original), _lines(wanted, original, root)
-    )
-    if text != here.text:
-        resolvfile.put(Snapshot(text), root)
-    now = ", ".join(wanted.servers) or "as before"
-    return [*lines, f"{PATH}: name servers {now}; search {' '.join(wanted.search) or 'as before'}"]
+    asked = _lines(wanted, original, root)
+    text = resolvfile.ours_text(Ours(wanted.device, system.claim(), original), asked)
+    if text == here.text:
+        return lines
+    resolvfile.put(Snapshot(text), root)
+    if writer := re.search(r"^#.*[Gg]enerated by (\w[\w.-]*)", original.text or "", re.MULTILINE):
+        lines.append(
+            f"{writer[1]} writes {PATH} too, and then the VPN's name servers are not in it"
+        )
+    return [*lines, f"{PATH}: {'; '.join(asked)}"]
 
 
 def _mine_under(original: Snapshot, device: str, system: System) -> Ours | None:

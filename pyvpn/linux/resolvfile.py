@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyvpn.linux.system import ChangeFailed
@@ -138,8 +138,9 @@ def recognised(of: Snapshot) -> Ours | None:
     if check != _check(device, claim, rest):
         return None
     lines = rest.split("\n")[:-1]
-    before = [line.removeprefix(_BEFORE) for line in lines if line.startswith(_BEFORE)]
-    return Ours(device, claim, _unpacked(before))
+    packed = [line.removeprefix(_BEFORE) for line in lines if line.startswith(_BEFORE)]
+    before = _unpacked(packed)
+    return None if before is None else Ours(device, claim, before)
 
 
 def beneath(of: Snapshot, holds: Callable[[str], bool]) -> Snapshot:
@@ -244,14 +245,14 @@ def _packed(of: Snapshot) -> list[str]:
     return [f"file {of.mode:o} {of.uid} {of.gid}", *of.text.split("\n")]
 
 
-def _unpacked(lines: list[str]) -> Snapshot:
-    kind, _, rest = lines[0].partition(" ")
-    if kind == "link":
-        return Snapshot(link=rest)
-    if kind == "nothing":
-        return Snapshot()
-    mode, uid, gid = rest.split(" ")
-    return replace(Snapshot("\n".join(lines[1:])), mode=int(mode, 8), uid=int(uid), gid=int(gid))
+def _unpacked(lines: list[str]) -> Snapshot | None:
+    kind, *values = lines[0].split(" ") if lines else [""]
+    if kind == "link" and values:
+        return Snapshot(link=lines[0].removeprefix("link "))
+    if kind == "file" and len(values) == 3:
+        mode, uid, gid = int(values[0], 8), int(values[1]), int(values[2])
+        return Snapshot("\n".join(lines[1:]), mode, uid, gid)
+    return Snapshot() if kind == "nothing" else None
 
 
 def _read(path: str) -> str:
