@@ -14,7 +14,6 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_net
 from typing import Any
 
 from pyvpn.errors import ConfigError, StartError
-from pyvpn.linux import firewalls
 from pyvpn.linux.system import LinuxSystem, System
 from pyvpn.linux.tun import DEVICE_NODE, explain_tun_error
 
@@ -165,19 +164,6 @@ def writable(directory: str | os.PathLike[str]) -> None:
         else:
             why, remedy = "", "start as root or "
         raise StartError(f"cannot write to {place}{made}{why}; {remedy}choose another directory")
-
-
-def warnings(
-    system: System | None = None,
-    *,
-    port: int = 5050,
-    tun: str = "leamit0",
-    internet: bool = False,
-    dns: bool = False,
-) -> list[str]:
-    """As :func:`pyvpn.linux.firewalls.hub_lines`, of this machine."""
-    system = LinuxSystem() if system is None else system
-    return firewalls.hub_lines(system, port, tun, internet, dns)
 
 
 def _ask_ip(system: System, *words: str) -> list[dict[str, Any]]:

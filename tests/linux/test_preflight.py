@@ -220,19 +220,6 @@ class OnTheKernel(SynchronousTestCase):
         self.namespace = Namespace()
         self.addCleanup(self.namespace.close)
 
-    def test_docker_like_firewall(self) -> None:
-        """A chain that drops what is forwarded is found in the kernel's own rules."""
-        with self.namespace.inside():
-            self.assertEqual(preflight.warnings(), [])
-        self.namespace.run("nft add table ip filter")
-        self.namespace.run(
-            "nft add chain ip filter FORWARD {type filter hook forward priority 0;policy drop;}"
-        )
-        with self.namespace.inside():
-            lines = preflight.warnings()
-        self.assertEqual(len(lines), 1)
-        self.assertIn("chain ip filter FORWARD", lines[0])
-
     def test_privilege(self) -> None:
         """Root passes the check, and a process that has given root up does not."""
         preflight.privileged()
