@@ -31,14 +31,17 @@ class HubNames:
         self._core = core
         self._connected = connected
         self._names: Names | None = None
+        self._count = 0
 
     def changed(self) -> None:
-        """Note that devices, leases, peers or sessions are not what they were."""
+        """Note that leases, users, peers or connections are not what they were."""
         self._names = None
 
     def current(self) -> Names:
         """The names by now."""
-        if self._names is None:
+        count = len(self._store.devices())
+        if self._names is None or count != self._count:  # a new device is written some time later
+            self._count = count
             self._names = host_names(self._hosts(), hub_addresses(self._pool))
         return self._names
 

@@ -100,7 +100,7 @@ class Plan:
 
 def plan(settings: NetworkSettings, pool: AddressPool, known: Known, machine: Machine) -> Plan:
     """Work out what Linux is to be, and which networks lie behind whom."""
-    places = _judged(settings.routes, networks(pool), known, machine)
+    places = _judged(settings, networks(pool), known, machine)
     routed = [place for place in places if place.problem is None]
     behind = [str(place.network) for place in routed if place.behind]
     firewall = HubFirewall(
@@ -182,14 +182,16 @@ def networks(pool: AddressPool) -> list[Network]:
 
 
 def _judged(
-    routes: Iterable[Route], vpn: list[Network], known: Known, machine: Machine
+    settings: NetworkSettings, vpn: list[Network], known: Known, machine: Machine
 ) -> list[Place]:
     """Each network with what stands against it; those of peers after those that were set."""
     places: list[Place] = []
     taken = _Taken()
     left = MOST_ROUTES
-    for place in _named(routes, known.peers):
+    for place in _named(settings.routes, known.peers):
         problem = _problem(place, vpn, known) or taken.by(place)
+        if problem is None and place.network in settings.excluded:
+            problem = f"{place.network} is kept out of the tunnel (--exclude)"
         if problem is None and place.behind:
             problem = machine.in_use.taken(place.network)
         elif problem is None:

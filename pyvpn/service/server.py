@@ -299,7 +299,10 @@ class ServerService(VPNService):
     # -- what the core asks -------------------------------------------------------------------
 
     def _event(self, event: object) -> None:
-        self._names.changed()
+        if isinstance(event, LeaseRequested | LeaseLost | SessionEnded) or (
+            isinstance(event, SessionConfirmed) and event.new
+        ):
+            self._names.changed()
         if isinstance(event, LoginRequested):
             # Who may not log in has no key in the core; nothing else can refuse yet.
             self.core.login_decided(event.id, True, boottime())
@@ -404,7 +407,6 @@ class ServerService(VPNService):
 
     def _wrote(self, _: object) -> None:
         self._writing = None
-        self._names.changed()
         if self._unwritten:
             self._write()
 

@@ -142,6 +142,16 @@ class PlanTests(SynchronousTestCase):
         self.assertEqual(routed, plan.routed())
         self.assertEqual(((), {}), (plan.state.routes, plan.subnets))
 
+    def test_excluded(self) -> None:
+        """What clients keep out of the tunnel is no route; a part of it is."""
+        routes = (Route(net("10.20.0.0/16")), Route(net("10.30.1.0/24")))
+        excluded = (net("10.20.0.0/16"), net("10.30.0.0/16"))
+        plan = planned(NetworkSettings(routes=routes, excluded=excluded))
+        self.assertEqual(
+            ["10.20.0.0/16 is kept out of the tunnel (--exclude); left out"], plan.problems()
+        )
+        self.assertEqual([net("10.30.1.0/24")], plan.routed())
+
     def test_without_ipv6(self) -> None:
         """A VPN without IPv6 has no routes of it."""
         settings = NetworkSettings(routes=(Route(net("fd77::/64")), Route(net("10.20.0.0/16"))))
