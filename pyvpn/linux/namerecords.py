@@ -102,19 +102,23 @@ class ResolvedLink:
         self._old: dict[str, list[str]] | None = None
 
     def put(self, wanted: NameServers) -> list[str]:
-        self._old = {verb: self._kept(verb) for verb in ("dns", "domain", "default-route")}
         # A domain is both: names get completed with it, and names in it are asked here.
         domains = [*(["~."] if wanted.exclusive else []), *wanted.search]
-        commands = [
-            ["dns", *(wanted.servers or [""])],
-            ["domain", *(domains or [""])],
-            ["default-route", "yes" if wanted.exclusive else "no"],
-        ]
-        lines = [self._run(verb, *values) for verb, *values in commands]
+        values = {
+            "dns": list(wanted.servers),
+            "domain": domains,
+            "default-route": ["yes" if wanted.exclusive else "no"],
+        }
+        self._old = {verb: self._kept(verb) for verb in values}
+        if values == self._old:
+            return []
+        # All of them: a default route that nobody has set is told as if it were, and changes by
+        # itself with the domains.
+        lines = [self._run(verb, *(words or [""])) for verb, words in values.items()]
         # Wishes, for machines where DNSSEC or DNS over TLS is demanded of all: no signature leads
         # to the VPN's own domains, and the way to its servers is encrypted already.
-        for verb, *values in (["nta", *(wanted.search or [""])], ["dnsovertls", "no"]):
-            self._system.run(["resolvectl", verb, self._device, *values], "")
+        for wish in (["nta", *(wanted.search or [""])], ["dnsovertls", "no"]):
+            self._system.run(["resolvectl", wish[0], self._device, *wish[1:]], "")
         return lines + (self._asked_too() if wanted.exclusive else [])
 
     def remove(self) -> list[str]:
@@ -127,7 +131,12 @@ class ResolvedLink:
             raise
 
     def restore(self) -> None:
-        for verb, values in (self._old or {}).items():
+        if self._old is None:
+            return
+        if not self._old["dns"] and not self._old["domain"]:
+            self._system.run(["resolvectl", "revert", self._device], "")
+            return
+        for verb, values in self._old.items():
             self._system.run(["resolvectl", verb, self._device, *(values or [""])], "")
 
     def _asked_too(self) -> list[str]:
@@ -162,6 +171,7 @@ class ResolvconfRecord:
         self._name = name
         self._flavour = flavour
         self._system = system
+        self._root = root
         place = _DIRECTORIES.get(flavour, _DIRECTORIES["debian"])
         self._path = os.path.join(resolvfile.below(root, place), name)
         self._old = _text(self._path)
@@ -174,10 +184,12 @@ class ResolvconfRecord:
         lines = [f"nameserver {server}" for server in servers]
         if search := resolvfile.within(wanted.search):
             lines.append(f"search {' '.join(search)}")
-        return [self._add("".join(f"{line}\n" for line in lines), wanted.exclusive)]
+        done = self._add("".join(f"{line}\n" for line in lines), wanted.exclusive)
+        return [done, *self._asked_before_us(wanted)]
 
     def remove(self) -> list[str]:
-        if _text(self._path) is None:
+        # openresolv can keep its records elsewhere, so there we cannot tell that there is none.
+        if _text(self._path) is None and self._flavour == "debian":
             return []
         # -f is openresolv's for "none is no error", which Debian's takes no notice of.
         return [self._run(["-d", self._name, "-f"], "")]
@@ -187,6 +199,18 @@ class ResolvconfRecord:
             self._system.run(["resolvconf", "-d", self._name, "-f"], "")
         elif _text(self._path) != self._old:
             self._add(self._old, self._old_exclusive)
+
+    def _asked_before_us(self, wanted: NameServers) -> list[str]:
+        """Its administrator has the last word on the order, and can switch it off."""
+        resulting = resolvfile.text_of(self._root, resolvfile.snapshot(self._root))
+        servers = resolvfile.servers_in(resulting)
+        others = [one for one in servers if one not in wanted.servers and not _is_forwarder(one)]
+        if not wanted.servers or not (others if wanted.exclusive else others[:1] == servers[:1]):
+            return []
+        return [
+            f"{resolvfile.PATH} says to ask {others[0]} {'too' if wanted.exclusive else 'first'}: "
+            "resolvconf was told otherwise, but its settings say so"
+        ]
 
     def _add(self, text: str, exclusive: bool) -> str:
         # Debian's has no -x; there a file of ours does that (nameservers.before).
@@ -200,6 +224,11 @@ class ResolvconfRecord:
             said = " ".join(done.stderr.split())
             raise failed(f"'{' '.join(argv)}' failed: {said}", done.code)
         return " ".join(argv)
+
+
+def _is_forwarder(address: str) -> bool:
+    """On loopback, where resolvconf tells the program that listens there of our servers."""
+    return address.startswith("127.") or address == "::1"
 
 
 def _debian_prefix(root: str) -> str:

@@ -268,6 +268,7 @@ def _lines(wanted: NameServers, original: Snapshot, root: str) -> list[str]:
 def _give_back_file(
     wanted: NameServers, before: dict[str, Any], system: System, root: str
 ) -> list[str]:
+    resolvfile.tidy(root)
     here = resolvfile.snapshot(root)
     ours = resolvfile.recognised(here)
     if ours is not None and ours.device == wanted.device:

@@ -181,6 +181,11 @@ def put(wanted: Snapshot, root: str = "/") -> None:
         _overwrite(path, wanted.text)
 
 
+def tidy(root: str = "/") -> None:
+    """Remove what :func:`put` leaves when it is killed."""
+    _remove(below(root, _TEMPORARY))
+
+
 def servers_in(text: str) -> list[str]:
     """The name servers of a resolv.conf, in order, each once."""
     return list(dict.fromkeys(words[0] for words in _values(text, "nameserver") if words))

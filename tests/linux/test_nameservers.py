@@ -355,6 +355,23 @@ class FileTests(Case):
             self.take(SPLIT, before)
             self.give_back(SPLIT, before)
 
+    def test_killed_before_the_rename(self) -> None:
+        """What a killed process left beside the file goes when its name servers are given back."""
+        before = self.before()
+
+        class Killed(BaseException):
+            pass
+
+        def kill(*arguments: object) -> None:
+            raise Killed
+
+        patch = self.patch(os, "replace", kill)
+        self.assertRaises(Killed, self.take, SPLIT, before)
+        patch.restore()
+        self.assertNotEqual(self.root.state(), self.state)
+        self.assertEqual(self.give_back(SPLIT, before), [])
+        self.assertEqual(self.root.state(), self.state)
+
     def test_an_immutable_file(self) -> None:
         """The refusal says what makes it writable; and what is ours then, giving back says."""
         before = self.before()
@@ -512,14 +529,21 @@ class ResolvedTests(Case):
         """Only the names in our domains are asked of our servers."""
         self.take(SPLIT, self.was)
         self.assertEqual(
-            self.said()[:3],
+            self.said(),
             [
                 "resolvectl dns leamit0 10.10.0.1 fd00::1",
                 "resolvectl domain leamit0 pyvpn",
                 "resolvectl default-route leamit0 no",
+                "resolvectl nta leamit0 pyvpn",
+                "resolvectl dnsovertls leamit0 no",
             ],
         )
         self.assertEqual(self.root.state(), self.state)
+
+    def test_the_same_values_again(self) -> None:
+        """What stands already is not said again."""
+        self.take(NameServers("leamit0", ("10.10.0.1",), ("pyvpn",)), self.was)
+        self.assertEqual(self.said(), [])
 
     def test_exclusive(self) -> None:
         """All names are; and whose own domains go elsewhere all the same is said."""
@@ -548,6 +572,11 @@ class ResolvedTests(Case):
                 "resolvectl default-route leamit0 no",
             ],
         )
+        for verb in ("dns", "domain"):
+            answer = Completed(0, "Link 5 (leamit0):\n", "")
+            self.system.answers[f"resolvectl {verb} leamit0"] = answer
+        self.refused(lambda: self.take(FULL, self.was))
+        self.assertEqual(self.system.commands[-1][0], "resolvectl revert leamit0")
 
     def test_the_interface_is_gone(self) -> None:
         """With it systemd-resolved has forgotten all; another failure is told."""
@@ -580,6 +609,20 @@ class ResolvconfTests(Case):
         self.assertIn("nameserver 10.10.0.1", self.read())
         self.give_back(FULL, before)
         self.assertEqual(os.readlink(self.root.file), "../run/resolvconf/resolv.conf")
+
+    def test_an_administrator_who_wants_another_order(self) -> None:
+        """When the result is not what we asked for, a line says so; when it is, none does."""
+        self.root.link("../run/resolvconf/resolv.conf")
+        self.system.answers = {
+            "resolvconf --version": Completed(0, "Debian resolvconf 1.91\n", ""),
+            "resolvconf": Completed(0, "", ""),
+        }
+        before = self.before()
+        log = self.take(SPLIT, before)
+        self.assertIn("says to ask 192.168.1.1 first", log[-1])
+        for text in ("nameserver 127.0.0.1\n", "nameserver 10.10.0.1\nnameserver 192.168.1.1\n"):
+            self.root.write("/run/resolvconf/resolv.conf", text)
+            self.assertEqual(len(self.take(SPLIT, before)), 1)
 
     def test_the_place_in_the_order(self) -> None:
         """Debian's asks by patterns: our record begins as its first simple one, as wg-quick's."""
