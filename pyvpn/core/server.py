@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from ipaddress import (
-    IPv4Interface,
-    IPv4Network,
-    IPv6Interface,
-    IPv6Network,
-)
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network, IPv6Network
 
 from attrs import define
 
 from pyvpn.core import control, ippacket, segments, tai64n
 from pyvpn.core.admission import UNDECIDED_BOUND, Admission, Debit
+from pyvpn.core.assignments import Assignments, Subnets
 from pyvpn.core.burst import Burst, Endpoint
 from pyvpn.core.events import (
     ConfigRefused,
@@ -76,8 +72,7 @@ class VPNServer(WireGuardCore):
         random_bytes: Callable[[int], bytes],
     ) -> None:
         super().__init__(wall_clock=wall_clock, random_bytes=random_bytes, inner_mtu=inner_mtu)
-        self._network4 = network4
-        self._network6 = network6
+        self._assignments = Assignments(self._allowed, network4, network6, inner_mtu)
         self._offers = LoginFlags.DELIVER_ON_POLL | LoginFlags.SEGMENT_FRAMES
         if aes:
             self._offers |= LoginFlags.AES_256_GCM
@@ -95,10 +90,6 @@ class VPNServer(WireGuardCore):
         self._relaying = relay
         self._relayed: dict[ServerPeer, list[bytes]] = {}
         self._hellos: dict[int, tuple[ServerPeer, Session]] = {}
-        self._pushed = control.Pushed()
-        self._subnets: dict[tuple[str, bytes | None], tuple[IPv4Network | IPv6Network, ...]] = {}
-        #: The device of each user that said HELLO last.
-        self._last_device: dict[str, bytes] = {}
         self._last_id = 0
 
     # -- what the owner tells -----------------------------------------------------------------
@@ -142,28 +133,13 @@ class VPNServer(WireGuardCore):
 
         :raises LocalProtocolError: more than a CONFIG frame holds; nothing has changed.
         """
-        control.config_parts(0, self._config_of((), pushed.routes, pushed))
-        if pushed != self._pushed:
-            self._pushed = pushed
+        if self._assignments.push(pushed):
             self._configure_all(now)
 
-    def set_subnets(
-        self,
-        subnets: Mapping[tuple[str, bytes | None], tuple[IPv4Network | IPv6Network, ...]],
-        now: float,
-    ) -> None:
-        """Route networks to devices, and take packets from there.
-
-        :param subnets: (user, device id) → what is behind that device; with None for the device
-            it is the one of the user that said HELLO last.
-        """
-        if subnets == self._subnets:
-            return
-        self._subnets = dict(subnets)
-        for peer in self._peers.values():
-            if peer.lease is not None:
-                self._route(peer, peer.lease)
-        self._configure_all(now)
+    def set_subnets(self, subnets: Subnets, now: float) -> None:
+        """Route networks to the devices that have them behind them, and take packets from there."""
+        if self._assignments.put_behind(subnets, self._peers.values()):
+            self._configure_all(now)
 
     def login_decided(self, id: int, granted: bool, now: float) -> None:
         """Answer :class:`LoginRequested`; a refused login gets silence."""
@@ -219,7 +195,7 @@ class VPNServer(WireGuardCore):
             self._send_control(peer, session, control.Bye(decision, "").pack(), now)
             self._end(peer, decision.name.lower())
             return
-        self._last_device[peer.user] = peer.device
+        self._assignments.said_hello(peer)
         self._grant(peer, decision)
         self._configure(peer, decision, now)
 
@@ -524,28 +500,11 @@ class VPNServer(WireGuardCore):
 
     def _configure(self, peer: ServerPeer, lease: Lease, now: float) -> None:
         """Tell a client its addresses and all the rest, until it says that it has it."""
-        own = self._subnets_of(peer)
-        routes = tuple(route for route in self._pushed.routes if route not in own)
-        config = self._config_of(tuple(self._interfaces(lease)), routes, self._pushed)
+        config = self._assignments.config(peer, lease)
         peer.config_revision += 1
         peer.config_frames = control.config_parts(peer.config_revision, config)
         peer.config_tries = 0
         self._send_config(peer, now)
-
-    def _config_of(
-        self,
-        addresses: tuple[IPv4Interface | IPv6Interface, ...],
-        routes: tuple[IPv4Network | IPv6Network, ...],
-        pushed: control.Pushed,
-    ) -> control.Config:
-        return control.Config(
-            addresses=addresses,
-            routes=routes,
-            excluded=pushed.excluded,
-            dns=pushed.dns,
-            search=pushed.search,
-            mtu=self.inner_mtu,
-        )
 
     def _send_config(self, peer: ServerPeer, now: float) -> None:
         session = peer.current
@@ -558,46 +517,10 @@ class VPNServer(WireGuardCore):
             self._send_control(peer, session, part.pack(), now)
         self._arm(peer)
 
-    # -- leases -------------------------------------------------------------------------------
-
     def _grant(self, peer: ServerPeer, lease: Lease) -> None:
         """Route a lease's addresses to a peer; whoever had them has them no more."""
-        for address in self._packed(lease):
-            other = self._allowed.lookup(address)
-            # A network behind another device may hold the address, which is no claim to it.
-            if isinstance(other, ServerPeer) and other is not peer and self._leased(other, address):
-                self._allowed.remove_peer(other)
-                other.lease = None
-                self._events.append(LeaseLost(other.user, other.device))
-        self._route(peer, lease)
-        peer.lease = lease
-
-    def _route(self, peer: ServerPeer, lease: Lease) -> None:
-        """Take from a peer, and bring to it, what its lease and the networks behind it say."""
-        self._allowed.remove_peer(peer)
-        self._allowed.insert(IPv4Network(lease.ipv4), peer)
-        if lease.ipv6 is not None:
-            self._allowed.insert(IPv6Network(lease.ipv6), peer)
-        for network in self._subnets_of(peer):
-            self._allowed.insert(network, peer)
-
-    def _subnets_of(self, peer: ServerPeer) -> tuple[IPv4Network | IPv6Network, ...]:
-        own = self._subnets.get((peer.user, peer.device), ())
-        if self._last_device.get(peer.user) == peer.device:
-            own += self._subnets.get((peer.user, None), ())
-        return own
-
-    def _leased(self, peer: ServerPeer, address: bytes) -> bool:
-        return peer.lease is not None and address in self._packed(peer.lease)
-
-    @staticmethod
-    def _packed(lease: Lease) -> list[bytes]:
-        return [lease.ipv4.packed] + ([lease.ipv6.packed] if lease.ipv6 is not None else [])
-
-    def _interfaces(self, lease: Lease) -> Iterator[IPv4Interface | IPv6Interface]:
-        yield IPv4Interface((lease.ipv4, self._network4.prefixlen))
-        if lease.ipv6 is not None and self._network6 is not None:
-            yield IPv6Interface((lease.ipv6, self._network6.prefixlen))
+        for other in self._assignments.grant(peer, lease):
+            self._events.append(LeaseLost(other.user, other.device))
 
     # -- peers and timers ---------------------------------------------------------------------
 
