@@ -21,6 +21,7 @@ from twisted.trial.unittest import TestCase
 from pyvpn.config import ServerConfig
 from pyvpn.core.configtlv import Pushed
 from pyvpn.core.events import ConfigRefused
+from pyvpn.core.server import VPNServer
 from pyvpn.core.wireguarddevice import WireGuardDevice
 from pyvpn.errors import CommandFailed, ConfigError, StartError, StoreError
 from pyvpn.linux.desired import SystemState
@@ -325,18 +326,14 @@ class NetworkTests(ServerCase):
         self.patch(livenetwork, "NameServer", FakeNameServer)
         self.patch(livenetwork, "nft_available", lambda system: True)
         self.patch(NetworksInUse, "read", lambda system, without: self.in_use)
-
-    async def started(self, **options: Any) -> ServerService:
-        service = await self.start(**options)
         self.told: list[Pushed] = []
-        tell = service.core.set_pushed
+        tell = VPNServer.set_pushed
 
-        def note(pushed: Pushed, now: float) -> None:
+        def note(core: VPNServer, pushed: Pushed, now: float) -> None:
             self.told.append(pushed)
-            tell(pushed, now)
+            tell(core, pushed, now)
 
-        service.core.set_pushed = note  # type: ignore[method-assign]
-        return service
+        self.patch(VPNServer, "set_pushed", note)
 
     async def alice(self, service: ServerService) -> bytes:
         """Put alice and a device of hers there; its id."""
@@ -367,7 +364,7 @@ class NetworkTests(ServerCase):
     async def test_start(self) -> None:
         """The first state has rules and forwarding; the hub answers on its own addresses, and
         clients are told so."""
-        service = await self.started(internet=True, route=(ip_network("10.20.0.0/16"),))
+        service = await self.start(internet=True, route=(ip_network("10.20.0.0/16"),))
         (state,) = self.child.states
         self.assertEqual(
             (True, True, ("10.20.0.0/16",)),
@@ -379,14 +376,14 @@ class NetworkTests(ServerCase):
         shown = service.status()["network"]
         self.assertEqual((["pyvpn"], server.addresses), (shown["search"], shown["dns"]))
         self.assertEqual("10.20.0.0/16", shown["routes"][0]["network"])
-        pushed = service.core._pushed
+        (pushed,) = self.told
         self.assertEqual(["10.20.0.0/16", "0.0.0.0/0", "::/0"], list(map(str, pushed.routes)))
         await maybeDeferred(service.stopService)
         self.assertEqual([], FakeNameServer.running)
 
     async def test_live(self) -> None:
         """A change reaches Linux, then the core, and is there after a restart."""
-        service = await self.started()
+        service = await self.start()
         device = await self.alice(service)
         await service._command("network_set", {"internet": "on", "client_to_client": "off"})
         self.assertEqual(
@@ -410,7 +407,7 @@ class NetworkTests(ServerCase):
 
     async def test_linux_refuses(self) -> None:
         """What Linux refuses is told, kept nowhere, and no client hears of it."""
-        service = await self.started(dns="none")
+        service = await self.start(dns="none")
         self.child.refusal = CommandFailed(["nft", "-f", "-"], 1, "no")
         line = "Linux refuses it, all is as it was: 'nft -f -' failed with status 1: no"
         await self.refused(service, line, "network_set", internet="on")
@@ -422,7 +419,7 @@ class NetworkTests(ServerCase):
     async def test_machine(self) -> None:
         """A route to where this machine is, or where clients reach it, is refused; a stored one is
         left out at the start, with a line; one of an option keeps the hub from starting."""
-        service = await self.started()
+        service = await self.start()
         await self.alice(service)
         await service._command("endpoint_set", {"endpoint": "203.0.113.7"})
         lan = (ip_address("192.168.1.5"), ip_network("192.168.1.0/24"), "eth1")
@@ -460,7 +457,7 @@ class NetworkTests(ServerCase):
 
     async def test_private_address(self) -> None:
         """The LAN of the hub may be offered; without an endpoint there is a warning."""
-        service = await self.started()
+        service = await self.start()
         lan = (ip_address("192.168.1.5"), ip_network("192.168.1.0/24"), "eth1")
         self.in_use = NetworksInUse((lan,))
         answer = await service._command("route_add", {"network": "192.168.1.0/24"})
@@ -470,7 +467,7 @@ class NetworkTests(ServerCase):
 
     async def test_peers(self) -> None:
         """What is behind stock peers is routed, by command and by wg, and no more when they go."""
-        service = await self.started()
+        service = await self.start()
         await self.wg("set=1", f"public_key={KEY.hex()}", "allowed_ip=192.168.7.0/24")
         self.assertEqual(["192.168.7.0/24"], self.routes())
         self.assertIn(ip_network("192.168.7.0/24"), self.told[-1].routes)
@@ -493,7 +490,7 @@ class NetworkTests(ServerCase):
 
     async def test_peers_left_out(self) -> None:
         """A network of a peer that cannot be routed is told of, and the peer is there."""
-        service = await self.started()
+        service = await self.start()
         lan = (ip_address("192.168.1.5"), ip_network("192.168.1.0/24"), "eth1")
         self.in_use = NetworksInUse((lan,))
         arguments = {"name": "office", "psk": "", "keepalive": "0", "public_key": TEXT}
@@ -505,7 +502,7 @@ class NetworkTests(ServerCase):
 
     async def test_peers_and_linux(self) -> None:
         """If Linux refuses a peer's route, the peer is there, and it is tried again."""
-        service = await self.started()
+        service = await self.start()
         self.child.refusal = CommandFailed(["ip", "-batch", "-"], 2, "File exists")
         arguments = {"name": "office", "psk": "", "keepalive": "0", "public_key": TEXT}
         answer = await service._command("peer_add", {**arguments, "allowed_ips": "10.50.0.0/16"})
@@ -519,10 +516,10 @@ class NetworkTests(ServerCase):
         """Where port 53 is taken the hub says so, goes on, and tells clients no server; other
         changes still work, and when the port is free again it is taken."""
         FakeNameServer.busy = StartError("port 53 of 10.10.0.1 is in use by dnsmasq")
-        service = await self.started(internet=True)
+        service = await self.start(internet=True)
         line = "port 53 of 10.10.0.1 is in use by dnsmasq"
         self.assertIn(f"{line}; clients are told no name server", self.logged)
-        pushed = service.core._pushed
+        (pushed,) = self.told
         self.assertEqual(((), ()), (pushed.dns, pushed.search))
         await service._command("network_set", {"exclude": "192.168.0.0/16"})
         await service._command("network_set", {"dns": "none"})
@@ -537,7 +534,7 @@ class NetworkTests(ServerCase):
 
     async def test_names(self) -> None:
         """The names are those of devices with a lease and of peers, as they are by now."""
-        service = await self.started()
+        service = await self.start()
         (server,) = FakeNameServer.running
         before = server.names()
         self.assertIs(before, server.names())
@@ -555,7 +552,7 @@ class NetworkTests(ServerCase):
         """Without nft there are no rules, which is said; what needs them is refused, also at the
         start."""
         self.patch(livenetwork, "nft_available", lambda system: False)
-        service = await self.started()
+        service = await self.start()
         self.assertIsNone(self.child.states[-1].firewall)
         unguarded = "nft does not work here: what clients send beyond the VPN is not kept back"
         self.assertIn(f"{unguarded}; install nftables", self.logged)
@@ -570,7 +567,7 @@ class NetworkTests(ServerCase):
 
     async def test_relay(self) -> None:
         """With --relay clients cannot be kept apart, live or from the store."""
-        service = await self.started()
+        service = await self.start()
         await service._command("network_set", {"client_to_client": "off"})
         await maybeDeferred(service.stopService)
         with self.assertRaises(StartError) as raised:
@@ -579,7 +576,7 @@ class NetworkTests(ServerCase):
         service = await self.start()
         await service._command("network_set", {"client_to_client": "on"})
         await maybeDeferred(service.stopService)
-        service = await self.started(relay=True)
+        service = await self.start(relay=True)
         line = (
             "--no-client-to-client: clients reach each other all the same with --relay, which goes"
             " past the kernel and its rules; leave one of the two out"
@@ -588,7 +585,7 @@ class NetworkTests(ServerCase):
 
     async def test_config_refused(self) -> None:
         """A client that could not apply what it was told is in the log."""
-        service = await self.started()
+        service = await self.start()
         service._event(ConfigRefused("alice", bytes(16), 1))
         (line,) = [line for line in self.logged if "could not apply" in line]
         self.assertIn("alice", line)
