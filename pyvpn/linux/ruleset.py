@@ -67,7 +67,7 @@ class Blocked(NamedTuple):
 class Ruleset:
     """The rules in this network namespace.
 
-    :param objects: the list under ``nftables`` in the output of ``nft -json list ruleset``.
+    :param objects: the list under ``nftables`` in the output of ``nft --json list ruleset``.
     :param skip: says which tables do not count, by name.
     """
 
@@ -92,6 +92,7 @@ class Ruleset:
     @classmethod
     def read(cls, system: System, skip: Callable[[str], bool] = lambda name: False) -> Ruleset:
         """Ask ``nft``; without it, or without the privilege, there are no rules that we know of."""
+        # With two hyphens: nft takes -json for -j -s -o -n, and then shows no counts and no words.
         # Terse: the elements of sets may be a country's worth of addresses.
         done = system.run(["nft", "--json", "--terse", "list", "ruleset"], "")
         try:
