@@ -25,7 +25,7 @@ _STARTED_AT_BOOT: Final = "/etc/systemd/system/sysinit.target.wants"
 
 def nft_available(system: System) -> bool:
     """Is there an ``nft`` that works here? The tables of client, hub and kill switch need it."""
-    return system.run(["nft", "--json", "list", "tables"], "").code == 0
+    return system.run(["nft", "list", "tables"], "").code == 0
 
 
 def hub_lines(
