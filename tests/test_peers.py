@@ -317,6 +317,23 @@ class NameTests(PeersCase):
             (21, "and 80 more networks overlap"), (len(self.warnings), self.warnings[-1])
         )
 
+    def test_behind(self) -> None:
+        """What is behind peers are their networks beyond the VPN's own, while they are enabled."""
+        self.assertEqual({}, self.hub.peers.behind())
+        own = ("10.10.0.128/25", "10.10.0.77/32", "fd00:1:2:3::/120")
+        beyond = ("192.168.7.0/24", "10.99.0.1/32", "fd77::/64")
+        wide = ("0.0.0.0/0", "10.0.0.0/8")
+        self.add("a", 1, *own, *beyond)
+        self.add("b", 2)
+        self.add("c", 3, *wide)
+        found = {name: set(networks) for name, networks in self.hub.peers.behind().items()}
+        self.assertEqual({"a": set(nets(*beyond)), "c": set(nets(*wide))}, found)
+        self.successResultOf(self.hub.peers.disable("a"))
+        self.assertEqual(["c"], list(self.hub.peers.behind()))
+        self.successResultOf(self.hub.peers.enable("a"))
+        self.successResultOf(self.hub.peers.remove("c"))
+        self.assertEqual(["a"], list(self.hub.peers.behind()))
+
     def test_disable(self) -> None:
         """A disabled peer is not in the core and keeps its address; enabled it is back with it."""
         self.add("phone", 1, psk=PSK, keepalive=9)

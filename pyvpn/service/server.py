@@ -13,7 +13,6 @@ from twisted.python.failure import Failure
 
 from pyvpn.admin import ENDPOINT_SETTING, Administration
 from pyvpn.config import ServerConfig
-from pyvpn.core import tai64n
 from pyvpn.core.control import ByeReason
 from pyvpn.core.events import (
     ConfigRefused,
@@ -28,13 +27,9 @@ from pyvpn.core.events import (
 from pyvpn.core.leases import KEEP_UNSEEN, AddressPool, Lease
 from pyvpn.core.login import NetworkKeys
 from pyvpn.core.noise import KeyPair
-from pyvpn.core.peer import (
-    ServerPeer,
-)
 from pyvpn.core.server import (
     VPNServer,
 )
-from pyvpn.core.wireguardpeers import WireGuardPeer
 from pyvpn.errors import AddressTaken, PoolExhausted, StartError, StoreError
 from pyvpn.linux.cpu import wants_aes
 from pyvpn.linux.preflight import ipv6_available
@@ -44,13 +39,13 @@ from pyvpn.peers import LiveCore, StockPeers, restored_leases
 from pyvpn.service import hubnetwork, statistics
 from pyvpn.service.base import Surroundings, VPNService
 from pyvpn.service.childport import ChildPort
+from pyvpn.service.devicerecords import DeviceRecords
 from pyvpn.service.hubnames import HubNames
 from pyvpn.service.livenetwork import LiveNetwork
 from pyvpn.service.twistd import Process
 from pyvpn.service.uapisocket import UAPI_DIRECTORY, UAPISocket
 from pyvpn.service.wireguardcontrol import WireGuardControl, keep_device
 from pyvpn.state.directory import SUBNET6_SETTING, StateDirectory
-from pyvpn.state.interface import Device, WireGuardPeerRecord
 from pyvpn.state.network import HubNetwork
 from pyvpn.state.sqlite import SQLiteStore
 from pyvpn.tx.endpoint import UDPEndpoint
@@ -91,10 +86,6 @@ class ServerService(VPNService):
         self._state = StateDirectory(config.state_dir)
         self._store = SQLiteStore(self._state.store_path)
         self._started = 0.0
-        self._unwritten: set[Holder] = set()
-        self._refused: set[Holder] = set()
-        self._complaint: str | None = None
-        self._writing: Deferred[Any] | None = None
 
     # -- starting -----------------------------------------------------------------------------
 
@@ -108,6 +99,7 @@ class ServerService(VPNService):
         self._store.open()
         self._pool = AddressPool(config.subnet, self._network6())
         self.core = self._make_core()
+        self._records = DeviceRecords(self._store, self.core, self._state.store_path)
         self._names = HubNames(self._store, self._pool, self.core, self._connected)
         protocol = VPNServerProtocol(self.core, self._event)
         udp = UDPPort(config.port, protocol, config.interface or "", reactor=self._reactor)
@@ -223,7 +215,7 @@ class ServerService(VPNService):
         self._undo.push("stop waiting for the privileged child", child.close)
         self.network.serve(child.apply)
         self._administration = Administration(self._store, self._state, self)
-        self._undo.push("write what is not written yet", self._written)
+        self._undo.push("write what is not written yet", self._records.written)
         self._begin_traffic()
         if self._uapi is not None:
             self._uapi.serve()
@@ -233,11 +225,11 @@ class ServerService(VPNService):
             self._pool.network4, self._pool.network6, self._config.port, self._config.mtu
         )
         if (kept := network.keep(self._store)) is not None:
-            kept.addErrback(self._write_failed)
+            kept.addErrback(self._records.failed)
         if self._config.endpoint is not None:
             endpoint = {"endpoint": self._config.endpoint}
             setting = self._administration.run("endpoint_set", endpoint)
-            setting.addErrback(self._write_failed)
+            setting.addErrback(self._records.failed)
         self._log.info(
             "the hub of {network4}, {network6} listens on UDP port {port}",
             network4=self._pool.network4,
@@ -293,7 +285,7 @@ class ServerService(VPNService):
 
     def _not_kept(self, failure: Failure) -> None:
         """Tell wg and the log that a change will last until the next start only."""
-        self._write_failed(failure)
+        self._records.failed(failure)
         raise UAPIError(errno.EIO, f"what wg has changed is not kept: {failure.value}")
 
     # -- what the core asks -------------------------------------------------------------------
@@ -308,11 +300,11 @@ class ServerService(VPNService):
             self.core.login_decided(event.id, True, boottime())
         elif isinstance(event, LeaseRequested):
             self.core.lease_decided(event.id, self._lease(event), boottime())
-            self._remember((event.user, event.device))
+            self._records.keep((event.user, event.device))
         elif isinstance(event, LeaseLost):
-            self._remember((event.user, event.device))
+            self._records.keep((event.user, event.device))
         elif isinstance(event, SessionConfirmed):
-            self._remember((event.user, event.device))
+            self._records.keep((event.user, event.device))
             if event.new:
                 self._log.info(
                     "{user} is connected from {endpoint}", user=event.user, endpoint=event.endpoint
@@ -367,65 +359,12 @@ class ServerService(VPNService):
             return False
         self.core.forget_device(*oldest, boottime())
         self._pool.release(oldest)
-        self._store.remove_device(*oldest).addErrback(self._write_failed)
+        self._store.remove_device(*oldest).addErrback(self._records.failed)
         return True
 
     def _connected(self, holder: Holder) -> bool:
         peer = self.core.peer(*holder)
         return peer is not None and peer.current is not None
-
-    # -- writing ------------------------------------------------------------------------------
-
-    def _remember(self, holder: Holder) -> None:
-        """Write a device's stamp and lease, together with all others that wait by then."""
-        self._unwritten.add(holder)
-        if self._writing is None:
-            self._write()
-
-    def _write(self) -> None:
-        known = self._store.users()
-        holders = self._unwritten | self._refused
-        self._unwritten, self._refused = set(), set()
-        peers = [self.core.peer(*holder) for holder in holders]
-        records = [_record(peer) for peer in peers if peer is not None and peer.user in known]
-        if records:
-            self._writing = self._store.put_devices(records)
-            self._writing.addCallbacks(self._works_again, self._refuse, errbackArgs=(holders,))
-            self._writing.addCallback(self._wrote)
-
-    def _refuse(self, failure: Failure, holders: set[Holder]) -> None:
-        """Keep what could not be written (the disk is full, say) for the next write, which any
-        client's rekey brings about, or for the end.
-        """
-        self._write_failed(failure)
-        self._refused |= holders
-
-    def _works_again(self, _: object) -> None:
-        if self._complaint is not None:
-            self._complaint = None
-            self._log.info("{path}: it can be written again", path=self._state.store_path)
-
-    def _wrote(self, _: object) -> None:
-        self._writing = None
-        if self._unwritten:
-            self._write()
-
-    def _write_failed(self, failure: Failure) -> None:
-        failure.trap(StoreError)
-        self.core.counters["store_write_failed"] += 1
-        complaint = failure.getErrorMessage()
-        if complaint != self._complaint:  # once, not with each login
-            self._log.error("{reason}; trying on", reason=complaint)
-        self._complaint = complaint
-
-    async def _all_written(self) -> None:
-        if self._refused and self._writing is None:
-            self._write()
-        while self._writing is not None:
-            await self._writing
-
-    def _written(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._all_written())
 
     # -- the control socket ---------------------------------------------------------------------
 
@@ -458,52 +397,10 @@ class ServerService(VPNService):
             "network": self.network.status(),
             **statistics.of_ports(self._tun, self._udp),
             "clock_behind": self.core.clock_behind(),
-            "sessions": [_session(peer, now) for peer in self.core.connected_peers()],
+            "sessions": [statistics.of_session(peer, now) for peer in self.core.connected_peers()],
             "wireguard_sessions": [
-                _peer_session(record, peer, now) for record, peer in self.peers.connected()
+                statistics.of_stock_session(record, peer, now)
+                for record, peer in self.peers.connected()
             ],
             "counters": self._traffic_counters(),
         }
-
-
-def _record(peer: ServerPeer) -> Device:
-    lease = peer.lease
-    return Device(
-        user=peer.user,
-        device_id=peer.device,
-        name=peer.name,
-        stamp=peer.stamp_seen,
-        ipv4=None if lease is None else str(lease.ipv4),
-        ipv6=None if lease is None or lease.ipv6 is None else str(lease.ipv6),
-        last_seen=tai64n.unpack(peer.stamp_seen) // 1_000_000_000,
-    )
-
-
-def _session(peer: ServerPeer, now: float) -> dict[str, Any]:
-    lease = peer.lease
-    return {
-        "user": peer.user,
-        "device": peer.name or peer.device.hex()[:8],
-        "addresses": [] if lease is None else [str(a) for a in (lease.ipv4, lease.ipv6) if a],
-        "endpoint": str(peer.endpoint),
-        "deliver": "push" if peer.mailbox is None else "poll",
-        "waiting_bytes": 0 if peer.mailbox is None else peer.mailbox.octets,
-        "age": now - peer.started,
-        **statistics.of_peer(peer),
-        "last_seen": now - (peer.last_heard or now),
-    }
-
-
-def _peer_session(record: WireGuardPeerRecord, peer: WireGuardPeer, now: float) -> dict[str, Any]:
-    return {
-        "name": record.name,
-        "addresses": [address for address in (record.ipv4, record.ipv6) if address],
-        "allowed_ips": list(record.allowed_ips),
-        "endpoint": str(peer.endpoint),
-        "last_handshake": peer.last_handshake // 1_000_000_000,
-        "rx_bytes": peer.rx_bytes,
-        "rx_packets": peer.rx_packets,
-        "tx_bytes": peer.tx_bytes,
-        "tx_packets": peer.tx_packets,
-        "last_seen": now - (peer.last_heard or now),
-    }

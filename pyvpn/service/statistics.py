@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyvpn.core.peer import Peer
+from pyvpn.core.peer import Peer, ServerPeer
+from pyvpn.core.wireguardpeers import WireGuardPeer
 from pyvpn.linux.tun import Offloads
+from pyvpn.state.interface import WireGuardPeerRecord
 from pyvpn.tx.tun import TUNPort
 from pyvpn.tx.udp import UDPPort
 
@@ -45,4 +47,38 @@ def of_ports(tun: TUNPort, udp: UDPPort) -> dict[str, Any]:
             "uso": offloads.uso,
         },
         "udp_offloads": {"gso": udp.gso, "gro": udp.gro},
+    }
+
+
+def of_session(peer: ServerPeer, now: float) -> dict[str, Any]:
+    """One session of a user's device."""
+    lease = peer.lease
+    return {
+        "user": peer.user,
+        "device": peer.name or peer.device.hex()[:8],
+        "addresses": [] if lease is None else [str(a) for a in (lease.ipv4, lease.ipv6) if a],
+        "endpoint": str(peer.endpoint),
+        "deliver": "push" if peer.mailbox is None else "poll",
+        "waiting_bytes": 0 if peer.mailbox is None else peer.mailbox.octets,
+        "age": now - peer.started,
+        **of_peer(peer),
+        "last_seen": now - (peer.last_heard or now),
+    }
+
+
+def of_stock_session(
+    record: WireGuardPeerRecord, peer: WireGuardPeer, now: float
+) -> dict[str, Any]:
+    """One session of a stock WireGuard peer."""
+    return {
+        "name": record.name,
+        "addresses": [address for address in (record.ipv4, record.ipv6) if address],
+        "allowed_ips": list(record.allowed_ips),
+        "endpoint": str(peer.endpoint),
+        "last_handshake": peer.last_handshake // 1_000_000_000,
+        "rx_bytes": peer.rx_bytes,
+        "rx_packets": peer.rx_packets,
+        "tx_bytes": peer.tx_bytes,
+        "tx_packets": peer.tx_packets,
+        "last_seen": now - (peer.last_heard or now),
     }
