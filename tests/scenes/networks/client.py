@@ -85,7 +85,8 @@ class Client:
         secret.write_text(password(user))
         secret.chmod(0o600)
         words = ("--name", user, "--pw-file", str(secret))
-        self.lab.pyvpn(host, "join", hub.invite(user), *words)
+        link = hub.invite(user).replace(f"@{hub.endpoint}", f"@{at or hub.endpoint}", 1)
+        self.lab.pyvpn(host, "join", link, *words)
 
     def up(self, *options: str) -> None:
         """Start it in the background; `options` are those of ``twistd pyvpn-client``."""

@@ -42,12 +42,12 @@ WHO = {
 #: What is looked at → the command. {lan} is the neighbour in the LAN.
 LOOKS = {
     "ping hub": "ping -n -c 1 -W 1 10.10.0.1",
-    "name hub.pyvpn": "getent ahostsv4 hub.pyvpn",
+    "name hub.pyvpn": "timeout 4 getent ahostsv4 hub.pyvpn",
     "page hub.pyvpn v4": "curl -sS -m 2 -4 http://hub.pyvpn/",
     "page hub.pyvpn v6": "curl -sS -m 2 -6 http://hub.pyvpn/",
     "ping www v4": f"ping -n -c 1 -W 1 {WWW.ipv4}",
     "ping www v6": f"ping -n -c 1 -W 1 {WWW.ipv6}",
-    "name www": f"getent ahostsv4 {WWW_NAME}",
+    "name www": f"timeout 4 getent ahostsv4 {WWW_NAME}",
     "page www v4": f"curl -sS -m 2 -4 http://{WWW_NAME}/",
     "page www v6": f"curl -sS -m 2 -6 http://{WWW_NAME}/",
     "ping neighbour": "ping -n -c 1 -W 1 {lan}",
@@ -116,7 +116,7 @@ def _words(command: str, said: str) -> str:
     if command.startswith("ping"):
         return "answered"
     words = said.split()
-    if command.startswith("getent"):
+    if "getent" in command:
         return words[0] if words else NOTHING
     return f"{words[0]} sees {_who(words[1])}" if len(words) == 2 else repr(said)
 

@@ -114,8 +114,9 @@ def _second_uplink(lab: NetworksLab) -> None:
     own = (f"{SECOND.ipv4}/24", f"{SECOND.ipv6}/64")
     lab.ip("hub", *(f"address add {address} dev eth1" for address in own))
     for table, way in ((101, FIRST), (102, SECOND)):
-        for address in (way.ipv4, way.ipv6):
-            lab.ip("hub", f"rule add from {address} lookup {table}")
+        for family, address in (("-4", way.ipv4), ("-6", way.ipv6)):
+            rule = ["ip", family, "rule", "add", "from", address, "lookup", str(table)]
+            lab.run("hub", rule, check=True)
         _routes(lab, way, f"table {table}")
     lab.name_servers("hub", DNS)
 
