@@ -1,4 +1,4 @@
-"""Name servers kept for an interface by systemd-resolved, Debian's resolvconf or openresolv.
+"""Name servers kept for an interface by whoever owns resolv.conf; how resolvconf keeps them.
 
 Standard library only, because the privileged child imports it.
 """
@@ -10,8 +10,9 @@ import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyvpn.linux import resolvfile
+from pyvpn.linux.resolvedlink import ResolvedLink
 from pyvpn.linux.resolvfile import failed
-from pyvpn.linux.system import ChangeFailed, System
+from pyvpn.linux.system import System
 
 if TYPE_CHECKING:
     from pyvpn.linux.nameservers import NameServers
@@ -46,11 +47,6 @@ class Record(Protocol):
         """Keep again what was kept when this object was made, as far as that goes."""
 
 
-def resolved(system: System) -> bool:
-    """Does systemd-resolved answer?"""
-    return system.run(["resolvectl", "dns"], "").code == 0
-
-
 def resolvconf(system: System) -> str | None:
     """Which resolvconf is installed: ``debian``, ``openresolv``, None for none."""
     done = system.run(["resolvconf", "--version"], "")
@@ -78,7 +74,7 @@ def record_name(device: str, flavour: str | None, root: str) -> str:
 def record(device: str, before: dict[str, Any], system: System, root: str) -> Record:
     """The record that ``before`` is about."""
     if before["owner"] == "resolved":
-        return ResolvedLink(device, system)
+        return ResolvedLink(device, system, root)
     return ResolvconfRecord(before["record"], before["flavour"] or "", system, root)
 
 
@@ -91,77 +87,6 @@ def others(root: str) -> list[str]:
             if not name.endswith(_SUFFIX):
                 found += resolvfile.servers_in(_text(os.path.join(place, name)) or "")
     return found
-
-
-class ResolvedLink:
-    """A link of systemd-resolved: resolvectl(1)."""
-
-    def __init__(self, device: str, system: System) -> None:
-        self._device = device
-        self._system = system
-        self._old: dict[str, list[str]] | None = None
-
-    def put(self, wanted: NameServers) -> list[str]:
-        # A domain is both: names get completed with it, and names in it are asked here.
-        domains = [*(["~."] if wanted.exclusive else []), *wanted.search]
-        values = {
-            "dns": list(wanted.servers),
-            "domain": domains,
-            "default-route": ["yes" if wanted.exclusive else "no"],
-        }
-        self._old = {verb: self._kept(verb) for verb in values}
-        if values == self._old:
-            return []
-        # All of them: a default route that nobody has set is told as if it were, and changes by
-        # itself with the domains.
-        lines = [self._run(verb, *(words or [""])) for verb, words in values.items()]
-        # Wishes, for machines where DNSSEC or DNS over TLS is demanded of all: no signature leads
-        # to the VPN's own domains, and the way to its servers is encrypted already.
-        for wish in (["nta", *(wanted.search or [""])], ["dnsovertls", "no"]):
-            self._system.run(["resolvectl", wish[0], self._device, *wish[1:]], "")
-        return lines + (self._asked_too() if wanted.exclusive else [])
-
-    def remove(self) -> list[str]:
-        try:
-            return [self._run("revert")]
-        except ChangeFailed as error:
-            # With its interface systemd-resolved forgets a link.
-            if "No such device" in error.stderr or "not known" in error.stderr:
-                return []
-            raise
-
-    def restore(self) -> None:
-        if self._old is None:
-            return
-        if not self._old["dns"] and not self._old["domain"]:
-            self._system.run(["resolvectl", "revert", self._device], "")
-            return
-        for verb, values in self._old.items():
-            self._system.run(["resolvectl", verb, self._device, *(values or [""])], "")
-
-    def _asked_too(self) -> list[str]:
-        """What an uplink says is its own is asked of the uplink: nothing that we set changes it."""
-        lines = []
-        for line in self._system.run(["resolvectl", "domain"], "").stdout.splitlines():
-            found = re.match(r"Link \d+ \((.+?)\): (.+)", line)
-            if found and found[1] != self._device:
-                lines.append(
-                    f"systemd-resolved asks the name servers of {found[1]} too, for names in "
-                    f"{found[2]} (resolvectl domain)"
-                )
-        return lines
-
-    def _kept(self, verb: str) -> list[str]:
-        done = self._system.run(["resolvectl", verb, self._device], "")
-        return done.stdout.partition("):")[2].split() if done.code == 0 else []
-
-    def _run(self, verb: str, *values: str) -> str:
-        argv = ["resolvectl", verb, self._device, *values]
-        done = self._system.run(argv, "")
-        if done.code:
-            said = " ".join(done.stderr.split())
-            raise failed(f"'{' '.join(argv)}' failed: {said}", done.code)
-        return " ".join(word or "''" for word in argv)
 
 
 class ResolvconfRecord:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Literal
 
-from pyvpn.linux import namerecords, resolvfile
+from pyvpn.linux import namerecords, resolvedlink, resolvfile
 from pyvpn.linux.resolvfile import PATH, Ours, Snapshot, failed
 from pyvpn.linux.system import ChangeFailed, System
 
@@ -66,7 +66,7 @@ def owner(system: System, root: str = "/") -> Owner:
         return _owner_of_link(here.link, system, root)
     text = here.text or ""
     servers = resolvfile.servers_in(text)
-    if servers and all(server in STUBS for server in servers) and namerecords.resolved(system):
+    if servers and all(server in STUBS for server in servers) and resolvedlink.answers(system):
         return "resolved"
     if text.startswith(namerecords.OPENRESOLV_HEADER) and namerecords.resolvconf(system):
         return "resolvconf"
@@ -183,7 +183,7 @@ def _others(system: System) -> Callable[[str], bool]:
 def _owner_of_link(link: str, system: System, root: str) -> Owner:
     path = resolvfile.followed(root, link)
     if path.startswith(RESOLVED + "/") or path == RESOLVED_STATIC:
-        if not namerecords.resolved(system):
+        if not resolvedlink.answers(system):
             raise failed(
                 f"{PATH} is a link to {link}, which is systemd-resolved's, but resolvectl is not "
                 "there or gets no answer (systemctl status systemd-resolved tells why)"

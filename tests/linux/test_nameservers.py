@@ -546,16 +546,56 @@ class ResolvedTests(Case):
         self.assertEqual(self.said(), [])
 
     def test_exclusive(self) -> None:
-        """All names are; and whose own domains go elsewhere all the same is said."""
+        """All names are; other links have no domains meanwhile, or the log says that they have."""
         self.system.answers["resolvectl domain"] = Completed(
-            0, "Global:\nLink 3 (eth0): lan ~.\nLink 4 (eth1):\nLink 5 (leamit0): ~. pyvpn\n", ""
+            0, "Global: corp\nLink 3 (eth0): lan ~.\nLink 4 (eth1):\nLink 6 (eth2): dmz\n", ""
+        )
+        self.system.answers["resolvectl domain eth2 "] = Completed(
+            1, "", "Failed to set domain configuration: Link eth2 is managed.\n"
         )
         log = self.take(FULL, self.was)
         self.assertIn("resolvectl domain leamit0 ~. pyvpn", self.said())
         self.assertIn("resolvectl default-route leamit0 yes", self.said())
-        told = [line for line in log if "too, for names in" in line]
-        self.assertEqual(len(told), 1, log)
-        self.assertIn("eth0 too, for names in lan ~.", told[0])
+        self.assertIn("resolvectl domain eth0 ", self.said())
+        self.assertNotIn("resolvectl domain eth1 ", self.said())
+        told = [line for line in log if "that cannot be changed" in line]
+        self.assertEqual(len(told), 2, log)
+        self.assertIn("of all links too, for names in corp", told[0])
+        self.assertIn("of eth2 too, for names in dmz", told[1])
+
+        self.system.commands = []
+        self.system.answers["resolvectl domain"] = Completed(
+            0, "Global: corp\nLink 3 (eth0):\nLink 4 (eth1):\nLink 6 (eth2): dmz\n", ""
+        )
+        self.give_back(FULL, self.was)
+        self.assertEqual(self.said(), ["resolvectl domain eth0 lan ~."])
+        self.give_back(FULL, self.was)
+        self.assertEqual(len(self.said()), 1)
+
+    def test_domains_that_changed_meanwhile(self) -> None:
+        """What a link has got since, or a link that is gone, is left alone."""
+        listed = "Link 3 (eth0): lan\nLink 4 (eth1): dmz\nLink 6 (eth2): corp\n"
+        self.system.answers["resolvectl domain"] = Completed(0, listed, "")
+        self.take(FULL, self.was)
+        self.system.commands = []
+        listed = "Link 3 (eth0): other\nLink 6 (eth2):\n"
+        self.system.answers["resolvectl domain"] = Completed(0, listed, "")
+        self.give_back(FULL, self.was)
+        self.assertEqual(self.said(), ["resolvectl domain eth2 corp"])
+
+    def test_no_answer_when_given_back(self) -> None:
+        """Domains that could not be given back are when the next process tries."""
+        self.system.answers["resolvectl domain"] = Completed(0, "Link 3 (eth0): lan\n", "")
+        self.take(FULL, self.was)
+        self.system.answers["resolvectl"] = Completed(1, "", "Connection timed out\n")
+        self.system.answers["resolvectl domain"] = self.system.answers["resolvectl"]
+        log = " ".join(self.give_back(FULL, self.was))
+        self.assertIn("domains of eth0 are left", log)
+        self.assertIn("name servers of leamit0 are left", log)
+        self.system.answers["resolvectl"] = Completed(0, "", "")
+        self.system.answers["resolvectl domain"] = Completed(0, "Link 3 (eth0):\n", "")
+        self.give_back(FULL, self.was)
+        self.assertIn("resolvectl domain eth0 lan", self.said())
 
     def test_half_way(self) -> None:
         """When one command fails, those before it are taken back to what was."""
@@ -737,8 +777,17 @@ class RealResolvedTests(RealTests, SynchronousTestCase):
     owner = is_owner = "resolved"
 
     def test_names_that_an_uplink_calls_its_own(self) -> None:
-        """Also when only ours should be asked, they go to the uplink: so the log says."""
-        before = nameservers.before(REAL_FULL, self.machine, self.root)
-        log = nameservers.take(REAL_FULL, before, self.machine, self.root)
-        self.assertEqual(self.machine.asked("printer.lan"), ("uplink", {"uplink"}))
-        self.assertIn("eth0 too, for names in lan", " ".join(log))
+        """Also all names, as NetworkManager says it of uplinks: only ours are asked."""
+        machine, root = self.machine, self.root
+        machine.do("resolvectl domain eth0 '~.' lan")
+        state = machine.state()
+        self.assertEqual(machine.asked("before.lan"), ("uplink", {"uplink"}))
+        before = nameservers.before(REAL_FULL, machine, root)
+        nameservers.take(REAL_FULL, before, machine, root)
+        self.assertEqual(machine.asked("printer.lan"), ("vpn", {"vpn"}))
+        self.assertEqual(machine.asked("full.example"), ("vpn", {"vpn"}))
+        # A second time, to see that the empty domains of now are not what comes back.
+        nameservers.take(REAL_FULL, before, machine, root)
+        nameservers.give_back(REAL_FULL, before, machine, root)
+        self.assertEqual(machine.state(), state)
+        self.assertEqual(machine.asked("after.lan"), ("uplink", {"uplink"}))
