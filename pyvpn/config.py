@@ -618,6 +618,9 @@ _WIREGUARD_OPTIONS: Final[Mapping[str, _Key]] = {
     "mtu": _integer(mtu),
     "port": _integer(local_port),
     "interface": _text(interface_address),
+    "kill_switch": _flag(),
+    "lan_access": _Key((str, bool), yes_no),
+    "no_dns": _flag(),
     "run_dir": _text(directory),
     "state_dir": _text(directory),
 }
@@ -625,7 +628,7 @@ _WIREGUARD_OPTIONS: Final[Mapping[str, _Key]] = {
 _NOT_WITH_WIREGUARD: Final = (
     *("pw", "pw_file", "server", "user", "token_file", "profile", "profile_dir", "tun_addr"),
     *("tun_dstaddr", "tun_netmask", "cipher", "deliver", "poll_interval", "all_traffic", "include"),
-    *("exclude", "no_routes", "share", "lan_access", "kill_switch", "no_dns"),
+    *("exclude", "no_routes", "share"),
 )
 
 
@@ -634,7 +637,7 @@ class WireGuardClientConfig:
     """What ``pyvpn-client --wireguard FILE.conf`` is told beside the file.
 
     The TUN has the file's name, as with wg-quick, and so has the client for ``pyvpn status``.
-    ``None`` leaves it to the file.
+    ``None`` leaves it to the file, and ``lan_access`` to ``kill_switch``: without that, yes.
     """
 
     file: Path
@@ -642,6 +645,9 @@ class WireGuardClientConfig:
     mtu: int | None = None
     port: int | None = None
     interface: str | None = None
+    kill_switch: bool = False
+    lan_access: bool | None = None
+    no_dns: bool = False
     run_dir: Path = RUN_DIR
     state_dir: Path = STATE_DIR
 

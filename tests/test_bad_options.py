@@ -472,7 +472,8 @@ class WireGuardTests(OptionsCase):
 
     def test_other_options(self) -> None:
         """Every option that the file takes the place of is refused by its name."""
-        theirs = {"wireguard", "interface", "port", "tun", "mtu", "state-dir", "run-dir"}
+        theirs = {"wireguard", "interface", "port", "tun", "mtu", "lan-access"}
+        theirs |= {"state-dir", "run-dir"}
         others = set(CLIENT_OPTIONS) | CLIENT_FILES | {"pw"}
         values = {"tun-addr": "10.9.0.2", "server": "vpn.example.org"}
         for option in sorted(others - theirs):
@@ -483,10 +484,32 @@ class WireGuardTests(OptionsCase):
             argv = ["--wireguard", self.file, f"--{option}", values.get(option, "x")]
             status, said = self.run_options(client_tap.Options(), argv)
             self.assertEqual((status, said.splitlines()[-1]), (2, f"pyvpn-client: {line}"))
+        flags = {name for name, *_ in client_tap.Options.optFlags}
+        for flag in flags - {"kill-switch", "no-dns"}:
+            argv = ["--wireguard", self.file, f"--{flag}"]
+            status, said = self.run_options(client_tap.Options(), argv)
+            self.assertEqual(status, 2)
+            self.assertIn(f"--{flag}: does not go with --wireguard", said)
+
+    def test_options_of_the_network(self) -> None:
+        """The options that say how much of the network is changed go with it."""
+        options = client_tap.Options()
+        argv = ["--wireguard", self.file, "--kill-switch", "--no-dns", "--lan-access", "yes"]
+        self.assertEqual(self.run_options(options, argv), (None, ""))
+        config = options.config
+        assert isinstance(config, WireGuardClientConfig)
+        self.assertEqual((config.kill_switch, config.no_dns, config.lan_access), (True, True, True))
+        options = client_tap.Options()
+        self.assertEqual(self.run_options(options, argv[:2]), (None, ""))
+        config = options.config
+        assert isinstance(config, WireGuardClientConfig)
+        self.assertEqual(
+            (config.kill_switch, config.no_dns, config.lan_access), (False, False, None)
+        )
 
     def test_values(self) -> None:
         """The options that do go with it are checked as ever."""
-        for option in ("interface", "port", "tun", "mtu", "run-dir", "state-dir"):
+        for option in ("interface", "port", "tun", "mtu", "lan-access", "run-dir", "state-dir"):
             value, message = CLIENT_OPTIONS[option][-1]
             argv = ["--wireguard", self.file, f"--{option}", value]
             self.refused(argv, f"--{option}: {message}")
@@ -524,12 +547,12 @@ class WireGuardTests(OptionsCase):
 
     def test_warnings(self) -> None:
         """What the file asks for in vain is said, and it goes on."""
-        path = self.written("loud.conf", self.GOOD.replace("[Peer]", "DNS = 10.9.0.1\n[Peer]"))
+        path = self.written("loud.conf", self.GOOD.replace("[Peer]", "PostUp = true\n[Peer]"))
         os.chmod(path, 0o600)
         status, said = self.run_options(client_tap.Options(), ["--wireguard", path])
         self.assertEqual(status, None)
         self.assertTrue(
-            said.startswith(f"pyvpn-client: {path}: not done by --wireguard: DNS; "), said
+            said.startswith(f"pyvpn-client: {path}: not done by --wireguard: PostUp; "), said
         )
 
 

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-MAX_ENTRIES = 4096
-"""Of each list of one state: a hub's CONFIG holds far fewer; bounds what a command is given."""
+MAX_ENTRIES = 4352
+"""Of each list of one state: the 4,096 networks that a WireGuard file may have, and 256 that come
+with the machine. A hub's CONFIG holds far fewer; bounds what a command is given.
+"""
 
 # The kernel allows more in a name; but a line of ip -batch knows spaces, quotes, '#' and '\\'.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,14}")

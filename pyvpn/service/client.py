@@ -31,13 +31,14 @@ from pyvpn.core.login import LoginFlags, NetworkKeys, password_key
 from pyvpn.core.noise import KeyPair
 from pyvpn.errors import ConfigError, StartError, StoreError, VPNError
 from pyvpn.linux.cpu import wants_aes
-from pyvpn.linux.nameservers import upstream
 from pyvpn.service import statistics
 from pyvpn.service.base import Surroundings, VPNService
 from pyvpn.service.childport import ChildPort
+from pyvpn.service.clientnetwork import Wishes
 from pyvpn.service.names import Names
-from pyvpn.service.networksetup import LARGEST_MTU, NetworkSetup
+from pyvpn.service.networksetup import NetworkSetup
 from pyvpn.service.resolver import Resolved
+from pyvpn.service.settling import Settling
 from pyvpn.service.twistd import Process
 from pyvpn.state.identity import ClientIdentity
 from pyvpn.tx.linkmonitor import LinkMonitor
@@ -67,8 +68,7 @@ _REFUSALS: dict[int, str] = {
     ByeReason.POOL_FULL: "the network has no address left",
 }
 
-#: Seconds that the network must have been at rest before it is looked at again.
-SETTLED = 0.5
+LARGEST_MTU = 65535
 
 #: What a CONFIG_ACK says where it is not "applied".
 NOT_APPLIED = 1
@@ -100,7 +100,6 @@ class ClientService(VPNService):
         self._password = password
         self._key: KeyPair | None = None
         self._resolving = False
-        self._settling: Any = None
         self._problem = ""
 
     # -- starting -----------------------------------------------------------------------------
@@ -137,7 +136,15 @@ class ClientService(VPNService):
         self._resolver.open()
         child = self._open_child()
         self._child_port = ChildPort(child, self._reactor)
-        self._network = NetworkSetup(config, self.core, self._child_port, self._ports)
+        self._network = NetworkSetup(
+            config.files.socket.stem,
+            config.tun,
+            wishes_of(config),
+            self._child_port,
+            ports=self._ports,
+            hub=self._outside,
+            route=self.core.set_routes,
+        )
         if (state := self._network.before_all()) is not None:
             self._note(child.apply(state))
 
@@ -173,7 +180,8 @@ class ClientService(VPNService):
         # Before anything is served: it takes 0.4 s, and nobody waits for us yet.
         key = self._make_key()
         self._undo.push("stop waiting for the privileged child", self._child_port.close)
-        self._undo.push("stop waiting for the network to settle", self._stop_settling)
+        self._settling = Settling(self._network.look_again, self._note, self._reactor)
+        self._undo.push("stop waiting for the network to settle", self._settling.close)
         self._resolver.start()
         self._begin_traffic()
         monitor = LinkMonitor(self._link_changed, self._reactor)
@@ -215,17 +223,10 @@ class ClientService(VPNService):
         if self._serving and self.core.running:
             self.core.link_changed(boottime())
             self.protocol.transmit()
-            if self._settling is None or not self._settling.active():
-                self._settling = self._reactor.callLater(SETTLED, self._look_again)
-
-    def _stop_settling(self) -> None:
-        if self._settling is not None and self._settling.active():
-            self._settling.cancel()
+            self._settling.changed()
 
     def _servers_before(self) -> list[str]:
-        """Return the name servers that this machine had before it had the hub's."""
-        told = self._network.told
-        return upstream(without=() if told is None else [str(server) for server in told.dns])
+        return self._network.servers_before()
 
     def _farewell(self) -> None:
         if self.core.running:
@@ -339,11 +340,13 @@ class ClientService(VPNService):
     def _ports(self) -> tuple[int, ...]:
         return (self._udp.localPort, *self._resolver.ports)
 
-    def _look_again(self) -> None:
-        """Do what follows from other networks around us than before."""
-        done = self._network.look_again()
-        done.addCallback(self._note)
-        done.addErrback(lambda failure: self._log.error("{line}", line=failure.getErrorMessage()))
+    def _outside(self) -> tuple[str, ...]:
+        """The hub's outer address, if there is a session with it."""
+        endpoint = self.core.hub.endpoint
+        if endpoint is None:
+            return ()
+        address = IPv6Address(endpoint.wire_address()[:16])
+        return (str(address.ipv4_mapped or address),)
 
     # -- the control socket ---------------------------------------------------------------------
 
@@ -382,3 +385,20 @@ class ClientService(VPNService):
             "last_heard": None if hub.last_heard is None else boottime() - hub.last_heard,
             "counters": self._traffic_counters(),
         }
+
+
+def wishes_of(config: ClientConfig) -> Wishes:
+    """What the options say."""
+    return Wishes(
+        all_traffic=config.all_traffic,
+        lan_access=config.lan_access,
+        include=config.include,
+        exclude=config.exclude,
+        routes=not config.no_routes,
+        dns=not config.no_dns,
+        share=config.share,
+        kill_switch=config.kill_switch,
+        mtu=config.mtu,
+        peer=config.tun_dstaddr,
+        netmask=config.tun_netmask,
+    )

@@ -3,16 +3,16 @@
 The hub says what can be reached through it; who uses this machine says what shall be; the machine's
 own networks say what cannot. All routes stand in a table of our own that a rule asks before the
 main one, so that no route which DHCP has put there takes anything away from the VPN
-(docs/networking.rst).
+(docs/networking.rst). With a foreign WireGuard server its file says both of the first two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from ipaddress import (
-    IPv4Interface,
+    IPv4Address,
     IPv4Network,
-    IPv6Interface,
+    IPv6Address,
     IPv6Network,
     collapse_addresses,
     ip_address,
@@ -23,12 +23,11 @@ from attrs import field, frozen
 
 from pyvpn.core.configtlv import Config
 from pyvpn.errors import ConfigError
-from pyvpn.linux.desired import Address, Link, Route, Rule, SystemState
+from pyvpn.linux.desired import Link, Route, Rule, SystemState
 from pyvpn.linux.firewall import TABLES, ClientFirewall
 from pyvpn.linux.nameservers import NameServers
 
 Network = IPv4Network | IPv6Network
-Interface = IPv4Interface | IPv6Interface
 
 #: What is wider goes through the VPN only with all traffic: a hub must not take by halves what it
 #: may not take as a whole. fc00::/7 is all that is private in IPv6, 10.0.0.0/8 the widest in IPv4.
@@ -36,6 +35,12 @@ WIDEST: Final = {4: 8, 6: 7}
 
 #: Name servers that glibc asks (resolv.conf(5)).
 MAX_NAME_SERVERS: Final = 3
+
+#: A note, and why all traffic cannot be asked for.
+NOT_OFFERED: Final = (
+    "--all-traffic: this hub offers no way to the internet (there it takes --internet); what is not"
+    " for the VPN goes out as before"
+)
 
 DEFAULTS: Final[dict[int, Network]] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 
@@ -46,15 +51,35 @@ SOURCE_BY_MARK: Final = "net/ipv4/conf/all/src_valid_mark"
 
 @frozen
 class Wishes:
-    """What this machine's user wants of the network, as the options of the client say it."""
+    """What this machine's user wants of the network, as the options of the client say it.
+
+    :ivar table: whether any route or rule is to be set; without, what is behind the hub is nothing
+        that we know.
+    :ivar only_dns: the hub's name servers are asked for all names, even where only some of the
+        traffic goes through it.
+    :ivar mtu: of the TUN at most, bytes.
+    :ivar peer: ``--tun-dstaddr``.
+    :ivar netmask: ``--tun-netmask``, the prefix length of the TUN's IPv4 network.
+    """
 
     all_traffic: bool = False
-    lan_access: bool = True
+    lan_access: bool | None = None
     include: tuple[Network, ...] = ()
     exclude: tuple[Network, ...] = ()
     routes: bool = True
     dns: bool = True
     share: tuple[Network, ...] = ()
+    kill_switch: bool = False
+    table: bool = True
+    only_dns: bool = False
+    mtu: int | None = None
+    peer: IPv4Address | IPv6Address | None = None
+    netmask: int | None = None
+
+    @property
+    def keeps_lan(self) -> bool:
+        """``lan_access``; where nobody chose it goes with the kill switch."""
+        return not self.kill_switch if self.lan_access is None else self.lan_access
 
 
 @frozen
@@ -110,7 +135,7 @@ def plan(
     _check(through, wishes, machine)
     full = _full(offered, wishes, notes)
     around = _around(told, wishes, machine, own, notes)
-    families = [4, 6] if machine.ipv6 else [4]
+    families = _families(wishes, machine)
     table = TABLES + machine.index
     routes: dict[Network, Route] = {}
     for network in (*own, *through):
@@ -131,8 +156,11 @@ def plan(
     state = SystemState(
         links=(link,),
         routes=tuple(routes.values()),
-        rules=tuple(Rule(family, table, machine.tun) for family in _families(families)),
-        sysctls={SOURCE_BY_MARK: "1", **(machine.sysctls if wishes.share else {})},
+        rules=tuple(Rule(family, table, machine.tun) for family in families),
+        sysctls={
+            **({SOURCE_BY_MARK: "1"} if families else {}),
+            **(machine.sysctls if wishes.share else {}),
+        },
         firewall=ClientFirewall(
             machine.tun,
             tuple(str(interface.ip) for interface in told.addresses),
@@ -150,42 +178,6 @@ def plan(
     )
 
 
-def link_of(
-    told: Config,
-    tun: str,
-    mtu: int,
-    gso_max_size: int,
-    *,
-    ipv6: bool,
-    peer: object = None,
-    netmask: int | None = None,
-) -> tuple[Link, list[str]]:
-    """The TUN with what the hub says of its addresses, under the options given.
-
-    :param peer: ``--tun-dstaddr``, an address or None.
-    :param netmask: ``--tun-netmask``, the prefix length of its IPv4 network, or None.
-    :returns: the link, and lines about what cannot be as it was asked for.
-    """
-    notes, addresses = [], []
-    for interface in told.addresses:
-        if interface.version == 6 and not ipv6:
-            continue
-        if isinstance(interface, IPv4Interface) and netmask is not None:
-            interface = IPv4Interface((interface.ip, netmask))
-        other = None if peer is None else ip_address(str(peer))
-        if other is None or other.version != interface.version:
-            addresses.append(Address(str(interface)))
-        elif other in interface.network:
-            addresses.append(Address(str(interface), str(other)))
-        else:
-            notes.append(
-                f"--tun-dstaddr {other} is not in the hub's network {interface.network};"
-                " going without it"
-            )
-            addresses.append(Address(str(interface)))
-    return Link(tun, mtu, tuple(addresses), gso_max_size), notes
-
-
 def default_families(networks: Iterable[Network]) -> set[int]:
     """The families, 4 and 6, of which ``networks`` have everything, be it in pieces."""
     return {network.version for network in _collapsed(networks) if network.prefixlen == 0}
@@ -195,6 +187,7 @@ def _through(
     offered: tuple[Network, ...], wishes: Wishes, own: tuple[Network, ...], notes: list[str]
 ) -> list[Network]:
     """The networks, beside our own and beside everything, that are reached through the hub."""
+    included = frozenset(wishes.include)
     narrow = [net for net in offered if not _is_wide(net)]
     # 256 times a /8 are everything, too.
     pieces = [net for net in _collapsed(narrow) if _is_wide(net)]
@@ -211,9 +204,7 @@ def _through(
     found: dict[Network, None] = {}
     for network in (*narrow, *wishes.include):
         # The user's word counts more than the hub's.
-        unwanted = network not in wishes.include and any(
-            _within(network, one) for one in wishes.exclude
-        )
+        unwanted = network not in included and any(_within(network, one) for one in wishes.exclude)
         if not unwanted and network not in own:
             found[network] = None
     return list(found)
@@ -228,10 +219,7 @@ def _full(offered: tuple[Network, ...], wishes: Wishes, notes: list[str]) -> set
         return set()
     full = default_families(offered)
     if not full:
-        notes.append(
-            "--all-traffic: this hub offers no way to the internet (there it takes --internet);"
-            " what is not for the VPN goes out as before"
-        )
+        notes.append(NOT_OFFERED)
     return full
 
 
@@ -250,8 +238,9 @@ def _around(
                 notes.append(
                     f"--exclude {network}: the VPN's own {one} goes through it all the same"
                 )
-    around += [network for network in told.excluded if network not in wishes.include]
-    if wishes.lan_access:
+    included = frozenset(wishes.include)
+    around += [network for network in told.excluded if network not in included]
+    if wishes.keeps_lan:
         around += [network for _, network in machine.lans]
     return [network for network in dict.fromkeys(around) if network not in own]
 
@@ -261,10 +250,9 @@ def _check(through: Sequence[Network], wishes: Wishes, machine: Machine) -> None
 
     :raises ConfigError: naming both.
     """
+    included = frozenset(wishes.include)
     for network in through:
-        named = (
-            f"--include {network}" if network in wishes.include else f"the hub's route {network}"
-        )
+        named = f"--include {network}" if network in included else f"the hub's route {network}"
         for text in machine.hub:
             if ip_address(text) in network and not _is_wide(network):
                 raise ConfigError(
@@ -272,7 +260,7 @@ def _check(through: Sequence[Network], wishes: Wishes, machine: Machine) -> None
                     f" what is outside it; leave it out with --exclude {network}"
                 )
         for interface, lan in machine.lans:
-            if wishes.lan_access and _within(network, lan) and network not in wishes.include:
+            if wishes.keeps_lan and _within(network, lan) and network not in included:
                 raise ConfigError(
                     f"{named} is in the network {lan} of interface {interface} here; leave it out"
                     f" with --exclude {network}, or take it for the VPN's with --include {network}"
@@ -301,25 +289,34 @@ def _name_servers(
 ) -> NameServers | None:
     if not wishes.dns:
         return None
-    servers = [
-        server
-        for server in told.dns
-        if any(server.version == net.version and server in net for net in reached)
-    ]
+    servers = [server for server in told.dns if machine.ipv6 or server.version == 4]
+    if wishes.table:
+        elsewhere = [server for server in servers if not _holds(reached, server)]
+        servers = [server for server in servers if server not in elsewhere]
+        if elsewhere:
+            named = ", ".join(map(str, elsewhere))
+            notes.append(f"not asked for names, since they are not behind the VPN: {named}")
     if full and not servers:
-        notes.append("the hub names no name server: questions for names go where they went before")
+        notes.append("no name server is behind the VPN: questions for names go where they went")
     if not servers:
         return None
     return NameServers(
         machine.tun,
         tuple(map(str, servers[:MAX_NAME_SERVERS])),
         told.search,
-        exclusive=bool(full),
+        exclusive=bool(full) or wishes.only_dns,
     )
 
 
-def _families(families: list[int]) -> list[Literal[4, 6]]:
-    return [4, 6] if 6 in families else [4]
+def _holds(networks: Iterable[Network], address: IPv4Address | IPv6Address) -> bool:
+    return any(address.version == net.version and address in net for net in networks)
+
+
+def _families(wishes: Wishes, machine: Machine) -> tuple[Literal[4, 6], ...]:
+    """Those that there are routes and rules of."""
+    if not wishes.table:
+        return ()
+    return (4, 6) if machine.ipv6 else (4,)
 
 
 def _collapsed(networks: Iterable[Network]) -> list[Network]:

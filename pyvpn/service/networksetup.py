@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from ipaddress import IPv6Address
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
 from typing import Any
 
 from attrs import evolve
 from twisted.internet.defer import Deferred, DeferredLock
 
-from pyvpn.config import ClientConfig
-from pyvpn.core.client import VPNClient
 from pyvpn.core.configtlv import Config
-from pyvpn.core.segments import PREFIX_SIZE
-from pyvpn.core.transport import datagrams_a_send
 from pyvpn.core.vpncore import DEFAULT_INNER_MTU as INNER_MTU
 from pyvpn.errors import ConfigError
 from pyvpn.linux import uplink
@@ -25,14 +21,8 @@ from pyvpn.linux.nameservers import upstream
 from pyvpn.linux.preflight import ipv6_available, subnet_free
 from pyvpn.linux.system import LinuxSystem, System
 from pyvpn.service.childport import ChildPort
-from pyvpn.service.clientnetwork import Machine, Network, Plan, Wishes, link_of, plan
-
-LARGEST_MTU = 65535
-
-#: What Linux takes off the bound of super-packets for headers (net/tcp.h, MAX_TCP_HEADER; and 1),
-#: and that bound at most.
-_TCP_HEADROOM = 321
-LARGEST_GSO_SIZE = 65_536
+from pyvpn.service.clientlink import link_of
+from pyvpn.service.clientnetwork import NOT_OFFERED, Machine, Network, Plan, Wishes, plan
 
 
 class NetworkSetup:
@@ -41,29 +31,39 @@ class NetworkSetup:
     Each change is made wholly, or not at all: then its Deferred fails with a
     :class:`~pyvpn.errors.VPNError`, and the network is what it was.
 
-    :param config: checked settings.
-    :param core: is told what lies behind the hub.
+    :param owner: of the kill switch: ``client-NAME``.
+    :param tun: the name of the TUN, which is there.
     :param child: the privileged child.
-    :param ports: the local UDP ports that are ours, asked when they are needed.
+    :param ports: the local UDP ports that are ours, asked when they are needed, as is the next.
+    :param hub: the hub's outer addresses that no route may lead into the tunnel.
+    :param route: is told what lies behind the hub.
+    :param path: bytes that reach the hub whole, until it is found out.
     """
 
     def __init__(
         self,
-        config: ClientConfig,
-        core: VPNClient,
+        owner: str,
+        tun: str,
+        wishes: Wishes,
         child: ChildPort,
+        *,
         ports: Callable[[], tuple[int, ...]],
+        hub: Callable[[], tuple[str, ...]],
+        route: Callable[[Iterable[Network]], None],
+        path: int = INNER_MTU,
         system: System | None = None,
     ) -> None:
-        self._config = config
-        self._core = core
+        self._owner = owner
+        self._tun = tun
         self._child = child
         self._ports = ports
+        self._hub = hub
+        self._route = route
         self._system = LinuxSystem() if system is None else system
         self._lock = DeferredLock()
-        self._mtu_found = INNER_MTU
+        self._path = path
         self._guarded: KillSwitch | None = None
-        self.wishes = wishes_of(config)
+        self.wishes = wishes
         #: The hub's last word, and what is in force of it; None before the first one.
         self.told: Config | None = None
         self.plan: Plan | None = None
@@ -74,6 +74,17 @@ class NetworkSetup:
         if self.plan is None:
             return []
         return [address.interface for address in self.plan.state.links[0].addresses]
+
+    def begin(self, told: Config) -> SystemState:
+        """Return what is to be so where the hub's word is known beforehand; whoever asks sees to it
+        that it is, or gives up. Its networks have been looked at.
+
+        :raises VPNError: it cannot be.
+        """
+        found = self._decided(told, self.wishes, self._path)
+        self._route(found.routes)
+        self.told, self.plan = told, found
+        return found.state
 
     def configure(self, told: Config) -> Deferred[list[str]]:
         """Make it so that the hub's word holds.
@@ -111,18 +122,22 @@ class NetworkSetup:
         return await self._child.apply(state)
 
     def _kill_switch(self) -> KillSwitch | None:
-        config = self._config
-        if not config.kill_switch:
+        if not self.wishes.kill_switch:
             return None
-        lans = self._lans() if config.lan_access else ()
-        ours = () if self.told is None else tuple(map(str, self.told.dns))
+        lans = self._lans() if self.wishes.keeps_lan else ()
         return KillSwitch(
-            owner=config.files.socket.stem,
-            device=config.tun,
+            owner=self._owner,
+            device=self._tun,
             ports=self._ports(),
-            resolvers=tuple(upstream(without=ours)),
+            resolvers=tuple(self.servers_before()),
             lan=tuple(str(network) for _, network in lans),
         )
+
+    def servers_before(self) -> list[str]:
+        """Return the name servers that this machine had before it had the hub's."""
+        ours = () if self.told is None else tuple(map(str, self.told.dns))
+        # A public one may be both, and is then asked around the tunnel as it was before.
+        return upstream(without=ours) or [one for one in upstream() if ip_address(one).is_global]
 
     def status(self) -> dict[str, Any]:
         """What ``pyvpn status`` shows of it."""
@@ -133,119 +148,80 @@ class NetworkSetup:
             "routes": [] if plan is None else [str(network) for network in plan.routes],
             "name_servers": [] if servers is None else list(servers.servers),
             "search": [] if servers is None else list(servers.search),
-            "kill_switch": self._config.kill_switch,
+            "kill_switch": self.wishes.kill_switch,
             "notes": [] if plan is None else list(plan.notes),
         }
 
-    async def _change(self, told: Config, wishes: Wishes, mtu: int, asked: bool) -> list[str]:
-        own = frozenset(interface.network for interface in told.addresses)
+    async def _change(self, told: Config, wishes: Wishes, path: int, asked: bool) -> list[str]:
+        own = _networks(told)
         # It asks `ip` and blocks for some milliseconds. With other networks than before nothing is
         # being served; the same ones come with every login, and have been on the TUN since.
-        if self.told is None or own != {each.network for each in self.told.addresses}:
-            remedy = "this machine cannot be in both networks"
-            subnet_free(own, ours=self._config.tun, remedy=remedy)
-        found = self._planned(told, wishes, mtu)
-        if asked and wishes.all_traffic and not found.full:
-            raise ConfigError(found.notes[-1])
+        if self.told is None or own != _networks(self.told):
+            subnet_free(own, ours=self._tun, remedy="this machine cannot be in both networks")
         before = self.plan
+        found = self._decided(told, wishes, path)
+        if asked and wishes.all_traffic and not found.full:
+            raise ConfigError(NOT_OFFERED)
         if found == before:
-            self.told, self.wishes, self._mtu_found = told, wishes, mtu
+            self.told, self.wishes, self._path = told, wishes, path
             return []
-        if found.full:
-            table = TABLES + socket.if_nametoindex(self._config.tun)
-            other = uplink.other_full_tunnel(self._system, table)
-            if other is not None:
-                raise ConfigError(
-                    f"all traffic of this machine goes through {other} already, another client's;"
-                    " end that one first, or leave --all-traffic out"
-                )
         old = () if before is None else before.routes
         # What is sent before the change is through must find its way, and after it no other.
-        self._core.set_routes(dict.fromkeys((*old, *found.routes)))
+        self._route(dict.fromkeys((*old, *found.routes)))
         try:
             lines = await self._child.apply(found.state)
         except BaseException:
-            self._core.set_routes(old)
+            self._route(old)
             raise
-        self._core.set_routes(found.routes)
-        self.told, self.wishes, self.plan, self._mtu_found = told, wishes, found, mtu
+        self._route(found.routes)
+        self.told, self.wishes, self.plan, self._path = told, wishes, found, path
         known = () if before is None else before.notes
         return [*lines, *(f"note: {note}" for note in found.notes if note not in known)]
 
     def _renew(
-        self, told: Config | None, all_traffic: bool | None, mtu: int | None
+        self, told: Config | None, all_traffic: bool | None, path: int | None
     ) -> Deferred[list[str]]:
         """Make the change of what is given; before the hub's first word there is none to make."""
         wishes = self.wishes
         if all_traffic is not None:
             wishes = evolve(wishes, all_traffic=all_traffic)
-        path = self._mtu_found if mtu is None else mtu
+        path = self._path if path is None else path
         told = told or self.told
         if told is None:
-            self.wishes, self._mtu_found = wishes, path
+            self.wishes, self._path = wishes, path
             return Deferred.fromCoroutine(self._guard())
         return Deferred.fromCoroutine(self._change(told, wishes, path, all_traffic is not None))
 
-    def _planned(self, told: Config, wishes: Wishes, path: int) -> Plan:
-        config = self._config
+    def _decided(self, told: Config, wishes: Wishes, path: int) -> Plan:
+        """What shall be, with nothing changed yet."""
         ipv6 = ipv6_available()
-        # Never less than 1280: the kernel would take the interface's IPv6 addresses away.
-        mtu = min(told.mtu or LARGEST_MTU, config.mtu or LARGEST_MTU, path)
-        link, notes = link_of(
-            told,
-            config.tun,
-            mtu,
-            gso_max_size(mtu),
-            ipv6=ipv6,
-            peer=config.tun_dstaddr,
-            netmask=config.tun_netmask,
-        )
+        link, notes = link_of(told, wishes, self._tun, path, ipv6=ipv6)
         machine = Machine(
-            config.tun,
-            socket.if_nametoindex(config.tun),
+            self._tun,
+            socket.if_nametoindex(self._tun),
             self._ports(),
             self._hub(),
             self._lans(),
             ipv6,
-            hub_sysctls(config.tun) if wishes.share else {},
+            hub_sysctls(self._tun) if wishes.share else {},
         )
         found = plan(told, wishes, machine, link, notes)
-        return evolve(found, state=evolve(found.state, kill_switch=self._kill_switch()))
-
-    def _hub(self) -> tuple[str, ...]:
-        """The hub's outer address, if there is a session with it."""
-        endpoint = self._core.hub.endpoint
-        if endpoint is None:
-            return ()
-        address = IPv6Address(endpoint.wire_address()[:16])
-        return (str(address.ipv4_mapped or address),)
+        found = evolve(found, state=evolve(found.state, kill_switch=self._kill_switch()))
+        if found.full and found != self.plan:
+            other = uplink.other_full_tunnel(self._system, TABLES + machine.index)
+            if other is not None:
+                raise ConfigError(
+                    f"all traffic of this machine goes through {other} already, another client's;"
+                    " end that one first, or leave --all-traffic out (with --wireguard: 0.0.0.0/0"
+                    " and ::/0)"
+                )
+        return found
 
     def _lans(self) -> tuple[tuple[str, Network], ...]:
-        return tuple(uplink.private_lans(self._system, self._config.tun))
+        return tuple(uplink.private_lans(self._system, self._tun))
 
 
-def wishes_of(config: ClientConfig) -> Wishes:
-    """What the options say; ``lan_access`` goes with the kill switch where nobody chose."""
-    lan = not config.kill_switch if config.lan_access is None else config.lan_access
-    return Wishes(
-        all_traffic=config.all_traffic,
-        lan_access=lan,
-        include=config.include,
-        exclude=config.exclude,
-        routes=not config.no_routes,
-        dns=not config.no_dns,
-        share=config.share,
-    )
-
-
-def gso_max_size(mtu: int) -> int:
-    """Return the bound for our own kernel's super-packets with which each of TCP is one send.
-
-    44 pieces with 1,436 bytes of MTU, in place of 47 in two sends: 5 to 8 % less processor time.
-    By bytes, not by segments, which would end UDP super-packets of many small ones. And not on a
-    hub: there super-packets come through that others have made, and the kernel cuts longer ones
-    into single packets.
-    """
-    # Below one piece more, even of the shortest: IPv6 and TCP with time stamps.
-    size = (datagrams_a_send(mtu + PREFIX_SIZE) + 1) * (mtu - 72) - 1 + _TCP_HEADROOM
-    return min(size, LARGEST_GSO_SIZE)
+def _networks(told: Config) -> frozenset[Network]:
+    """Those that are wholly the VPN's; an address alone may be in another's."""
+    networks = (interface.network for interface in told.addresses)
+    return frozenset(network for network in networks if network.num_addresses > 1)

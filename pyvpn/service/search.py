@@ -37,8 +37,7 @@ class Search:
     A name is looked up for each try: it may stand for another address by now.
 
     :param wanted: place (name or address, and port) by peer.
-    :param resolve: :meth:`pyvpn.service.resolver.Resolver.resolve`.
-    :param found: gets all addresses of a peer's place, each time that it was looked up.
+    :param resolve: :meth:`pyvpn.service.names.Names.resolve`.
     :param attempt: to shake hands with a peer at an address now.
     :param in_vain: gets a peer, once an outage, that does not answer at this address.
     """
@@ -50,7 +49,6 @@ class Search:
         wanted: Mapping[bytes, Place],
         resolve: Callable[[list[Place]], Deferred[Resolved]],
         *,
-        found: Callable[[bytes, list[Place]], None],
         attempt: Callable[[bytes, Place], None],
         in_vain: Callable[[bytes, Place], None],
         clock: Callable[[], float] = boottime,
@@ -58,7 +56,6 @@ class Search:
     ) -> None:
         self._wanted = wanted
         self._resolve = resolve
-        self._found = found
         self._attempt = attempt
         self._in_vain = in_vain
         self._clock = clock
@@ -118,7 +115,6 @@ class Search:
         for problem in resolved.problems:
             self._log.warn("{problem}; trying on", problem=problem)
         if resolved.places:
-            self._found(key, resolved.places)
             place = resolved.places[sought.tries % len(resolved.places)]
             if sought.tries == TRIES_UNTOLD - 1:
                 self._in_vain(key, place)

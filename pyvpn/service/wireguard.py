@@ -65,7 +65,7 @@ class WireGuardService(VPNService):
         udp.set_mark(mark)
         self._open_ports(protocol, udp, name)
         self._control = WireGuardControl(
-            self.core.wireguard, udp, changed=self._changed, settle=protocol.transmit
+            self.core.wireguard, udp, changed=self._changed, settle=self._settle
         )
         self._uapi = UAPISocket(
             self._tun.device.name,
@@ -86,6 +86,10 @@ class WireGuardService(VPNService):
 
     def _changed(self, public_keys: set[bytes]) -> None:
         """Take that ``wg`` has changed peers; they last as long as the interface."""
+
+    def _settle(self) -> None:
+        """Send what the core has queued, at the end of each request of ``wg``."""
+        self.protocol.transmit()
 
     def _uapi_removed(self) -> None:
         """Take that somebody has removed the socket for ``wg``."""

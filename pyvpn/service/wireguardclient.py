@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final
-
-from twisted.internet.defer import DeferredLock
-from twisted.python.failure import Failure
 
 from pyvpn.config import WireGuardClientConfig
 from pyvpn.core.events import WireGuardConnected, WireGuardDisconnected
 from pyvpn.core.wireguardpeers import WireGuardPeer
 from pyvpn.errors import ConfigError
-from pyvpn.linux.desired import SystemState
+from pyvpn.linux.firewall import MARK
 from pyvpn.service import statistics, wireguardsetup
 from pyvpn.service.base import Surroundings
 from pyvpn.service.childport import ChildPort
-from pyvpn.service.resolver import Place, Resolver
+from pyvpn.service.names import Names
+from pyvpn.service.networksetup import NetworkSetup
+from pyvpn.service.resolver import Place
 from pyvpn.service.search import Search
+from pyvpn.service.settling import Settling
 from pyvpn.service.twistd import Process
 from pyvpn.service.uapisocket import UAPI_DIRECTORY
 from pyvpn.service.wireguard import WireGuardService
 from pyvpn.service.wireguardcontrol import key_text
 from pyvpn.tx.linkmonitor import LinkMonitor
 from pyvpn.tx.timer import boottime
-from pyvpn.wgconf import Network, WireGuardConf
+from pyvpn.wgconf import WireGuardConf
+
+LARGEST_PATH: Final = 65535  # nothing is found out of it: the MTU is the file's word
 
 #: Said when nobody answers: WireGuard tells nobody which of these it is.
 NO_ANSWER: Final = (
@@ -56,39 +57,55 @@ class WireGuardClientService(WireGuardService):
         )
         self._config = config
         self._conf = conf
-        self._applying = DeferredLock()
-        self._known: dict[bytes, set[IPv4Address | IPv6Address]] = {}
-        self._told: set[tuple[Network, str]] = set()
-        self._applied = SystemState()
         self._there: set[bytes] = set()
 
     # -- starting -----------------------------------------------------------------------------
 
     def _open(self) -> None:
-        config, conf = self._config, self._conf
+        config, conf, marked = self._config, self._conf, bool(self._surroundings.mark)
         self._there.clear()
+        mark = wireguardsetup.mark(conf)
+        # Without privilege to mark, as in tests, ours is none.
+        self._mark = self._surroundings.mark if mark == MARK else mark
         self._open_directory(config.run_dir)
         self._open_interface(
             config.tun,
             wireguardsetup.port(config, conf),
             mtu=wireguardsetup.mtu(config, conf),
             address=config.interface or "",
-            mark=conf.fwmark,
+            mark=self._mark,
             pin_source=False,
         )
-        self._known = dict(wireguardsetup.numeric(conf))
-        self._applied = self._system_state()
-        self._note(self._open_child().apply(self._applied))
+        self._resolver = Names(self._reactor, self._servers_before, marked)
+        self._undo.push("stop looking up names", self._resolver.close)
+        self._resolver.open()
+        child = self._open_child()
+        self._child_port = ChildPort(child, self._reactor)
+        self._network = NetworkSetup(
+            config.files.socket.stem,
+            config.tun,
+            wireguardsetup.wishes(config, conf),
+            self._child_port,
+            ports=self._ports,
+            # What carries the tunnel goes past it by its mark, wherever the server is.
+            hub=lambda: (),
+            route=lambda networks: None,
+            path=LARGEST_PATH,
+        )
+        if (state := self._network.before_all()) is not None:
+            self._note(child.apply(state))
+        self._note(child.apply(self._network.begin(wireguardsetup.told(conf))))
+        self._note([f"note: {note}" for note in self._network.status()["notes"]])
 
     def _serve(self) -> None:
-        self._child_port = ChildPort(self._child, self._reactor)
         self._undo.push("stop waiting for the privileged child", self._child_port.close)
-        resolver = Resolver(self._reactor)
-        self._undo.push("stop looking up names", resolver.close)
+        self._settling = Settling(self._network.look_again, self._note, self._reactor)
+        self._undo.push("stop waiting for the network to settle", self._settling.close)
+        self._guarded = self._ports()
+        self._resolver.start()
         self._search = Search(
             wireguardsetup.places(self._conf),
-            resolver.resolve,
-            found=self._found,
+            self._resolver.resolve,
             attempt=self._attempt_at,
             in_vain=self._in_vain,
         )
@@ -98,28 +115,22 @@ class WireGuardClientService(WireGuardService):
         monitor = LinkMonitor(self._link_changed, self._reactor)
         self._undo.push("stop watching the network", monitor.close)
         self._listen(self._command)
-        # A name is looked up by a process, whose end only a running reactor notices.
+        # A name may be looked up by a process, whose end only a running reactor notices.
         self._reactor.callWhenRunning(self._begin_search)
+
+    def _servers_before(self) -> list[str]:
+        return self._network.servers_before()
 
     def _begin_search(self) -> None:
         if self._serving:
             self._log.info(
                 "this machine is {addresses} on {tun}",
-                addresses=", ".join(self._addresses()) or "without an address",
+                addresses=", ".join(self._network.addresses) or "without an address",
                 tun=self._config.tun,
             )
             self._search.start()
 
     # -- finding peers ------------------------------------------------------------------------
-
-    def _found(self, key: bytes, places: list[Place]) -> None:
-        self._known[key] = {ip_address(host) for host, _ in places}
-        state = self._system_state()
-        if state != self._applied:
-            self._applied = state
-            done = self._applying.run(self._child_port.apply, state)
-            done.addCallback(self._note)
-            done.addErrback(self._broken, "setting routes")
 
     def _attempt_at(self, key: bytes, place: Place) -> None:
         peer = self.core.wireguard.peers.get(key)
@@ -145,6 +156,7 @@ class WireGuardClientService(WireGuardService):
             self._search.hurry()
             self.core.wireguard.rebound(boottime())
             self.protocol.transmit()
+            self._settling.changed()
 
     def _event(self, event: object) -> None:
         super()._event(event)
@@ -159,18 +171,25 @@ class WireGuardClientService(WireGuardService):
 
     # -- Linux --------------------------------------------------------------------------------
 
-    def _system_state(self) -> SystemState:
-        for network, endpoint in wireguardsetup.held_endpoints(self._conf, self._known):
-            if (network, endpoint) not in self._told:
-                self._told.add((network, endpoint))
-                self._log.warn("{line}", line=wireguardsetup.held_line(network, endpoint))
-        return wireguardsetup.system_state(self._config, self._conf, self._known)
+    def _ports(self) -> tuple[int, ...]:
+        """The ports whose datagrams go by our mark."""
+        ours = (self._udp.localPort,) if self._udp.mark == self._surroundings.mark else ()
+        return (*ours, *self._resolver.ports)
 
-    def _broken(self, failure: Failure, doing: str) -> None:
-        self._die(f"{doing} failed: {failure.getErrorMessage()}")
-
-    def _addresses(self) -> list[str]:
-        return [address.interface for address in self._applied.links[0].addresses]
+    def _settle(self) -> None:
+        """``wg setconf`` and ``syncconf`` also reset what their file does not name: without the
+        mark all traffic would loop, and without its port the tunnel would be blocked.
+        """
+        routed = wireguardsetup.routed(self._conf) or self._config.kill_switch
+        if routed and self._udp.mark != self._mark:
+            self._log.warn(
+                "the fwmark stays {mark:#x}, by which this machine's routes go", mark=self._mark
+            )
+            self._udp.set_mark(self._mark)
+        super()._settle()
+        if self._ports() != self._guarded:
+            self._guarded = self._ports()
+            self._settling.now()
 
     # -- the control socket -------------------------------------------------------------------
 
@@ -191,7 +210,8 @@ class WireGuardClientService(WireGuardService):
             "state": "connected" if self._there else "connecting",
             "server": ", ".join(str(peer.endpoint) for peer in peers if peer.endpoint)
             or ", ".join(peer.endpoint for peer in self._conf.peers if peer.endpoint),
-            "addresses": self._addresses(),
+            "addresses": self._network.addresses,
+            **self._network.status(),
             "cipher": statistics.CHACHA if self._there else None,
             **{key: sum(getattr(peer, key) for peer in peers) for key in sums},
             **statistics.of_ports(self._tun, self._udp),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from pyvpn.config import WireGuardClientConfig, host_port
+from pyvpn.core.configtlv import Config
 from pyvpn.core.noise import KeyPair
 from pyvpn.core.wireguardpeers import STOCK_MTU
 from pyvpn.errors import ConfigError
-from pyvpn.linux.desired import Address, Link, Route, SystemState
-from pyvpn.linux.plan import MAX_ENTRIES, MIN_MTU, MIN_MTU_IPV6
-from pyvpn.service.networksetup import gso_max_size
+from pyvpn.linux.firewall import MARK
+from pyvpn.linux.plan import MIN_MTU, MIN_MTU_IPV6
+from pyvpn.linux.preflight import ipv6_available
+from pyvpn.routes import domains as search_domains
+from pyvpn.service.clientnetwork import DEFAULTS, Wishes, default_families
 from pyvpn.uapi import AllowedIPChange, Changes, PeerChange, parse_set
 from pyvpn.wgconf import Network, WireGuardConf
 
@@ -22,7 +23,8 @@ REMEDY: Final = "for that, use wg-quick with WG_QUICK_USERSPACE_IMPLEMENTATION=p
 #: ``Table`` of which the routes go where ours do.
 _MAIN_TABLES: Final = (None, "auto", "main", "254")
 
-Known = Mapping[bytes, Collection[IPv4Address | IPv6Address]]
+#: Networks of AllowedIPs that we route: the child takes little more in one state.
+MAX_NETWORKS: Final = 4096
 
 
 def mtu(config: WireGuardClientConfig, conf: WireGuardConf) -> int:
@@ -57,43 +59,52 @@ def check(config: WireGuardClientConfig, conf: WireGuardConf) -> None:
     ours = KeyPair.of(conf.private_key).public
     if any(peer.public_key == ours for peer in conf.peers):
         raise wrong("PublicKey", "a [Peer] has this machine's own key")
-    ipv6 = any(one.version == 6 for one in (*conf.addresses, *routes(conf)))
+    networks = narrower(conf)
+    ipv6 = 6 in full(conf) or any(one.version == 6 for one in (*conf.addresses, *networks))
     least = MIN_MTU_IPV6 if ipv6 else MIN_MTU
     if mtu(config, conf) < least:
         raise wrong("MTU", f"{mtu(config, conf)} is too small; the least here is {least}")
-    if len(routes(conf)) > MAX_ENTRIES:
+    if len(networks) > MAX_NETWORKS:
         raise wrong(
             "AllowedIPs",
-            f"these are {len(routes(conf))} routes, more than {MAX_ENTRIES}; write 'Table = off'"
-            " and set them yourself",
+            f"these are {len(networks)} routes, more than {MAX_NETWORKS}; write 'Table = off' and"
+            " set them yourself",
+        )
+    try:
+        search(conf)
+    except ConfigError as error:
+        raise wrong("DNS", error.message) from None
+    if config.kill_switch and mark(conf) != MARK:
+        raise wrong(
+            "FwMark", f"--kill-switch lets out the mark {MARK:#x} alone; leave one of the two out"
         )
 
 
 def warnings(config: WireGuardClientConfig, conf: WireGuardConf) -> list[str]:
     """What the file asks for and does not get, a line each."""
     undone = list(dict.fromkeys(key for key, _ in conf.commands))
-    if conf.dns or conf.search:
-        undone.append("DNS")
+    if conf.search and not conf.dns:
+        undone.append("DNS (it has no address)")
     if conf.save_config:
         undone.append("SaveConfig")
-    if conf.table not in (*_MAIN_TABLES, "off"):
+    if not routed(conf) and conf.table != "off":
         undone.append(f"Table = {conf.table} (so no routes are set)")
     lines = []
     if config.file.stat().st_mode & 0o077:
         lines.append(f"{config.file} holds a private key, and others may read it: chmod 600 it")
     if undone:
         lines.append(f"{config.file}: not done by --wireguard: {', '.join(undone)}; {REMEDY}")
-    everything = [str(network) for network in _allowed(conf) if network.prefixlen == 0]
-    if everything and conf.table in _MAIN_TABLES:
+    if conf.fwmark != MARK and routed(conf) and conf.fwmark:
         lines.append(
-            f"{config.file}: {' and '.join(everything)} in AllowedIPs: --wireguard does not send"
-            f" all traffic of this machine through the tunnel, only what goes to narrower networks"
-            f" there; {REMEDY}"
+            f"{config.file}: FwMark = {conf.fwmark:#x} is not used, since our routes go by"
+            f" {MARK:#x}; with 'Table = off' it is"
         )
-    lines += [
-        f"{config.file}: {held_line(network, endpoint)}"
-        for network, endpoint in held_endpoints(conf, numeric(conf))
-    ]
+    if full(conf) and len(full(conf)) == 1 and ipv6_available():
+        there, missing = ("0.0.0.0/0", "::/0") if 4 in full(conf) else ("::/0", "0.0.0.0/0")
+        lines.append(
+            f"{config.file}: {there} in AllowedIPs without {missing}: the other family leads"
+            " nowhere, so that nothing leaves around the tunnel"
+        )
     if not conf.addresses:
         lines.append(f"{config.file}: no Address, so this machine has none in the tunnel")
     return lines
@@ -119,13 +130,44 @@ def changes(conf: WireGuardConf) -> Changes:
     )
 
 
-def routes(conf: WireGuardConf) -> list[Network]:
-    """The networks that are to be routed into the tunnel, when all endpoints are known.
+def told(conf: WireGuardConf) -> Config:
+    """What a hub would say that the file's server is."""
+    return Config(
+        addresses=conf.addresses,
+        routes=tuple(DEFAULTS[family] for family in sorted(full(conf))),
+        dns=conf.dns,
+        search=search(conf),
+    )
 
-    The kernel itself makes the routes to the networks of our addresses; and all-traffic routes
-    would draw our own datagrams into the tunnel.
-    """
-    if conf.table not in _MAIN_TABLES:
+
+def wishes(config: WireGuardClientConfig, conf: WireGuardConf) -> Wishes:
+    """What the file and the options ask of the network."""
+    return Wishes(
+        all_traffic=bool(full(conf)),
+        lan_access=config.lan_access,
+        include=tuple(narrower(conf)),
+        dns=not config.no_dns,
+        kill_switch=config.kill_switch,
+        table=routed(conf),
+        # As wg-quick has it: whoever names a server has no other way to say for what.
+        only_dns=True,
+        mtu=mtu(config, conf),
+    )
+
+
+def routed(conf: WireGuardConf) -> bool:
+    """Whether the networks of AllowedIPs are to be routed by us."""
+    return conf.table in _MAIN_TABLES
+
+
+def full(conf: WireGuardConf) -> set[int]:
+    """The families, 4 and 6, of which all traffic is to go through the tunnel."""
+    return default_families(_allowed(conf)) if routed(conf) else set()
+
+
+def narrower(conf: WireGuardConf) -> list[Network]:
+    """The networks, beside everything and those of our addresses, that are to be routed."""
+    if not routed(conf):
         return []
     own = [interface.network for interface in conf.addresses]
     return [
@@ -135,6 +177,24 @@ def routes(conf: WireGuardConf) -> list[Network]:
     ]
 
 
+def mark(conf: WireGuardConf) -> int:
+    """The mark of the datagrams that carry the tunnel; the file's where no route of ours needs
+    ours.
+    """
+    return conf.fwmark if conf.fwmark and not routed(conf) else MARK
+
+
+def search(conf: WireGuardConf) -> tuple[str, ...]:
+    """The search domains, without what only systemd-resolved knows (``~`` before one).
+
+    :raises ConfigError: one is none.
+    """
+    names = [name.removeprefix("~").removesuffix(".") for name in conf.search]
+    # Alone, "~." says that all names are meant: they are with us.
+    domains = [name for name in names if name]
+    return search_domains(",".join(domains)) if domains else ()
+
+
 def places(conf: WireGuardConf) -> dict[bytes, tuple[str, int]]:
     """Where the file says that peers are: a name or address, and a port, by public key."""
     return {
@@ -142,70 +202,6 @@ def places(conf: WireGuardConf) -> dict[bytes, tuple[str, int]]:
         for peer in conf.peers
         if peer.endpoint is not None
     }
-
-
-def numeric(conf: WireGuardConf) -> dict[bytes, set[IPv4Address | IPv6Address]]:
-    """The addresses of the peers for which nobody has to be asked."""
-    found = {}
-    for key, (host, _) in places(conf).items():
-        try:
-            found[key] = {ip_address(host)}
-        except ValueError:
-            pass  # a name
-    return found
-
-
-def held_endpoints(conf: WireGuardConf, known: Known) -> list[tuple[Network, str]]:
-    """Networks to be routed that hold the endpoint of a peer, and that endpoint.
-
-    Such a route would send the datagrams that carry the tunnel into it.
-    """
-    endpoints = sorted(
-        {str(address): address for some in known.values() for address in some}.items()
-    )
-    return [
-        (network, text)
-        for network in routes(conf)
-        for text, address in endpoints
-        if address in network
-    ]
-
-
-def held_line(network: Network, endpoint: str) -> str:
-    """What people are told of one of these."""
-    return (
-        f"{network} of AllowedIPs holds the endpoint {endpoint}, so it is not routed through the"
-        f" tunnel; {REMEDY}"
-    )
-
-
-def system_state(config: WireGuardClientConfig, conf: WireGuardConf, known: Known) -> SystemState:
-    """What Linux should look like.
-
-    :param known: the addresses of peers by public key. The networks of a peer that is not among
-        them are not routed yet: its name may have to be asked of a server in one of them.
-    """
-    left_out = {network for network, _ in held_endpoints(conf, known)}
-    waiting = {
-        network
-        for peer in conf.peers
-        if peer.endpoint is not None and peer.public_key not in known
-        for network in peer.allowed_ips
-    }
-    link = Link(
-        config.tun,
-        mtu(config, conf),
-        tuple(dict.fromkeys(Address(str(interface)) for interface in conf.addresses)),
-        gso_max_size(mtu(config, conf)),
-    )
-    return SystemState(
-        links=(link,),
-        routes=tuple(
-            Route(str(network), config.tun)
-            for network in routes(conf)
-            if network not in left_out and network not in waiting
-        ),
-    )
 
 
 def _allowed(conf: WireGuardConf) -> list[Network]:

@@ -107,6 +107,7 @@ class ClientTests(TestCase):
             self.service.startService()
         for name in ("config_applied", "server_resolved", "set_routes"):
             self.patch(self.service.core, name, mock.Mock())
+        self.patch(self.service._network, "_route", self.service.core.set_routes)
         return self.service
 
     async def until(self, condition: Any) -> None:
@@ -260,12 +261,12 @@ class ClientTests(TestCase):
                 self.configured(1, "10.10.0.2/24", routes=["192.168.0.0/16"])
                 self.child.answer()
                 await self.until(lambda: applied.call_count == 1)
-                service._look_again()
+                service._settling.now()
                 self.assertEqual(len(self.child.asked), 1)
                 networksetup.uplink.private_lans.return_value = [
                     ("eth0", ip_network("192.168.1.0/24"))
                 ]
-                service._look_again()
+                service._settling.now()
                 self.child.answer()
                 await self.until(lambda: len(self.child.asked) == 2)
             kinds = {route.destination: route.kind for route in self.child.asked[-1].routes}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 from typing import Any
 
 from hypothesis import given, settings
@@ -13,7 +13,8 @@ from pyvpn.core.configtlv import Config
 from pyvpn.errors import ConfigError
 from pyvpn.linux.desired import Link
 from pyvpn.linux.firewall import TABLES
-from pyvpn.service.clientnetwork import DEFAULTS, Machine, Plan, Wishes, link_of, plan
+from pyvpn.service.clientlink import gso_max_size, link_of
+from pyvpn.service.clientnetwork import DEFAULTS, Machine, Plan, Wishes, plan
 
 TABLE = TABLES + 7
 OWN = ("10.10.0.0/24", "fd6e:a1::/64")
@@ -121,6 +122,9 @@ class Split(SynchronousTestCase):
         word = told("192.168.0.0/16")
         self.assertEqual(table(made(word, here=here))["192.168.1.0/24"], "throw")
         self.assertNotIn("192.168.1.0/24", table(made(word, Wishes(lan_access=False), here)))
+        self.assertNotIn("192.168.1.0/24", table(made(word, Wishes(kill_switch=True), here)))
+        both = Wishes(kill_switch=True, lan_access=True)
+        self.assertEqual(table(made(word, both, here))["192.168.1.0/24"], "throw")
 
     def test_without_ipv6(self) -> None:
         """A machine without IPv6 gets none of it."""
@@ -222,6 +226,30 @@ class Names(SynchronousTestCase):
         self.assertEqual((servers.search, servers.exclusive), (("pyvpn",), False))
         self.assertIsNone(made(word, Wishes(dns=False)).state.name_servers)
 
+    def test_elsewhere(self) -> None:
+        """Name servers that no route of the tunnel reaches are left out, and named; those of a
+        family that this machine has not are no news."""
+        word = told(dns=tuple(map(ip_address, ("8.8.8.8", "2001:db8::53"))))
+        found = made(word)
+        self.assertIsNone(found.state.name_servers)
+        (note,) = found.notes
+        self.assertIn("8.8.8.8, 2001:db8::53", note)
+        (note,) = made(word, here=machine(ipv6=False)).notes
+        self.assertNotIn("2001:db8::53", note)
+        self.assertEqual(made(word, Wishes(dns=False)).notes, ())
+        (kept,) = made(word, Wishes(include=nets("8.8.8.8/32"))).notes
+        self.assertNotIn("8.8.8.8", kept)
+        # All of the servers that are behind it: nothing to say.
+        self.assertEqual(made(told(dns=(ip_address("10.10.0.1"),))).notes, ())
+
+    def test_only(self) -> None:
+        """A WireGuard file's servers are asked for all names, whatever goes through the tunnel."""
+        word = told(dns=(ip_address("10.10.0.1"),))
+        for wishes, exclusive in ((Wishes(), False), (Wishes(only_dns=True), True)):
+            servers = made(word, wishes).state.name_servers
+            assert servers is not None
+            self.assertEqual(servers.exclusive, exclusive)
+
     def test_exclusive(self) -> None:
         """With all traffic no other server is asked; a hub without one is told of."""
         wishes = Wishes(all_traffic=True)
@@ -283,19 +311,49 @@ class Conflicts(SynchronousTestCase):
         self.assertNotIn("net/ipv4/ip_forward", made(told(), here=here).state.sysctls)
 
 
+class WithoutTable(SynchronousTestCase):
+    def test_nothing_routed(self) -> None:
+        """Without a table of ours there is no route, rule or sysctl, but the guard; and name
+        servers are those named, since what is behind the tunnel is somebody else's word."""
+        word = told(dns=(ip_address("9.9.9.9"),))
+        state = made(word, Wishes(table=False)).state
+        self.assertEqual((state.routes, state.rules, state.sysctls), ((), (), {}))
+        assert state.firewall is not None and state.name_servers is not None
+        self.assertEqual(state.firewall.device, "leamit0")
+        self.assertEqual(state.name_servers.servers, ("9.9.9.9",))
+        self.assertIsNone(made(word).state.name_servers)
+
+
 class Links(SynchronousTestCase):
     def test_options(self) -> None:
         """--tun-dstaddr and --tun-netmask are the TUN's where they fit the hub's network."""
         word = told()
-        link, notes = link_of(word, "leamit0", 1300, 60000, ipv6=True)
+        link, notes = link_of(word, Wishes(), "leamit0", 1300, ipv6=True)
         self.assertEqual([a.interface for a in link.addresses], ["10.10.0.2/24", "fd6e:a1::2/64"])
-        self.assertEqual((link.mtu, link.gso_max_size, notes), (1300, 60000, []))
-        link, notes = link_of(
-            word, "leamit0", 1300, 60000, ipv6=False, peer="10.10.0.1", netmask=16
-        )
+        self.assertEqual((link.name, link.mtu, notes), ("leamit0", 1300, []))
+        wishes = Wishes(peer=IPv4Address("10.10.0.1"), netmask=16)
+        link, notes = link_of(word, wishes, "leamit0", 1300, ipv6=False)
         self.assertEqual(
             [(a.interface, a.peer) for a in link.addresses], [("10.10.0.2/16", "10.10.0.1")]
         )
-        link, notes = link_of(word, "leamit0", 1300, 60000, ipv6=True, peer="10.99.0.1")
+        wishes = Wishes(peer=IPv4Address("10.99.0.1"))
+        link, notes = link_of(word, wishes, "leamit0", 1300, ipv6=True)
         self.assertEqual([a.peer for a in link.addresses], [None, None])
         self.assertIn("10.99.0.1", notes[0])
+
+    def test_mtu(self) -> None:
+        """The MTU is the least of the hub's, the user's and the path's; super-packets go by it."""
+        for hub, user, path, mtu in (
+            (None, None, 1400, 1400),
+            (1300, None, 1400, 1300),
+            (1300, 1290, 1400, 1290),
+            (None, 1500, 1400, 1400),
+        ):
+            link, _ = link_of(told(mtu=hub), Wishes(mtu=user), "leamit0", path, ipv6=True)
+            self.assertEqual((link.mtu, link.gso_max_size), (mtu, gso_max_size(mtu)))
+
+    def test_twice(self) -> None:
+        """An address that is named twice, as a file may, is set once."""
+        one = ip_interface("10.9.0.2/24")
+        link, _ = link_of(Config(addresses=(one, one)), Wishes(), "wg0", 1420, ipv6=True)  # type: ignore[arg-type]
+        self.assertEqual([a.interface for a in link.addresses], ["10.9.0.2/24"])

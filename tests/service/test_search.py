@@ -34,7 +34,6 @@ class SearchTests(SynchronousTestCase):
         self.now = 1000.0
         self.answers: list[Resolved | Deferred[Resolved]] = []
         self.asked: list[tuple[float, Place]] = []
-        self.found: list[tuple[bytes, list[Place]]] = []
         self.tried: list[tuple[float, bytes, Place]] = []
         self.told: list[tuple[float, bytes, Place]] = []
 
@@ -46,7 +45,6 @@ class SearchTests(SynchronousTestCase):
         search = Search(
             {KEY: NAME} if wanted is None else wanted,
             self.resolve,
-            found=lambda key, places: self.found.append((key, places)),
             attempt=lambda key, place: self.tried.append((self.now, key, place)),
             in_vain=lambda key, place: self.told.append((self.now, key, place)),
             clock=lambda: self.now,
@@ -82,7 +80,6 @@ class SearchTests(SynchronousTestCase):
         places = [place for _, _, place in self.tried]
         self.assertEqual(places, (FOUND * len(places))[: len(places)])
         self.assertEqual(self.told, [(1015.0, KEY, FOUND[0])])
-        self.assertEqual(self.found, [(KEY, FOUND)] * len(times))
         self.assertEqual((FIRST_WAIT, LAST_WAIT), (5, 300))
 
     def test_answer(self) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from ipaddress import ip_address
+from ipaddress import IPv4Network
 from pathlib import Path
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.config import WireGuardClientConfig
 from pyvpn.core.noise import KeyPair
 from pyvpn.errors import ConfigError
-from pyvpn.linux.desired import Address, Route
+from pyvpn.linux.desired import Address
+from pyvpn.linux.fields import MAX_ENTRIES
+from pyvpn.linux.firewall import MARK
 from pyvpn.service import wireguardsetup
+from pyvpn.service.clientlink import link_of
+from pyvpn.service.clientnetwork import Machine, Plan, Wishes, plan
 from pyvpn.wgconf import WireGuardConf, format_key, parse_conf
 
 PRIVATE = bytes(range(1, 33))
@@ -37,37 +42,86 @@ class SetupCase(SynchronousTestCase):
         self.config = WireGuardClientConfig.load({"wireguard": str(self.file)})
 
 
-class StateTests(SetupCase):
-    """Links and routes."""
+class NetworkTests(SetupCase):
+    """What the core's Config and the wishes of a client are then."""
 
-    def routes(self, given: WireGuardConf, known: wireguardsetup.Known | None = None) -> list[str]:
-        state = wireguardsetup.system_state(self.config, given, known or {})
-        self.assertEqual({route.device for route in state.routes} - {"office"}, set())
-        return [route.destination for route in state.routes]
+    def wishes(self, given: WireGuardConf, **options: object) -> Wishes:
+        return wireguardsetup.wishes(self.options(**options), given)
+
+    def options(self, **options: object) -> WireGuardClientConfig:
+        return WireGuardClientConfig.load({"wireguard": str(self.file), **options})
+
+    def planned(self, given: WireGuardConf, *, lan: str = "192.168.1.0/24") -> Plan:
+        """What comes of it on a machine with a LAN."""
+        told, wishes = wireguardsetup.told(given), self.wishes(given)
+        link, notes = link_of(told, wishes, "office", 65535, ipv6=True)
+        lans = (("eth0", IPv4Network(lan)),)
+        return plan(told, wishes, Machine("office", 7, (5,), lans=lans), link, notes)
+
+    def routes(self, given: WireGuardConf) -> dict[str, str]:
+        return {route.destination: route.kind for route in self.planned(given).state.routes}
 
     def test_link(self) -> None:
         """The link has the file's name, addresses and MTU; an option beats the file, and 1420 is
         taken where nobody says anything."""
         given = conf("Address = 10.9.0.2/24, fd00:9::2/64\nMTU = 1380", peer("AllowedIPs = ::/0"))
-        (link,) = wireguardsetup.system_state(self.config, given, {}).links
+        (link,) = self.planned(given).state.links
         self.assertEqual((link.name, link.mtu), ("office", 1380))
         self.assertEqual(link.addresses, (Address("10.9.0.2/24"), Address("fd00:9::2/64")))
-        config = WireGuardClientConfig.load({"wireguard": str(self.file), "mtu": 1300})
-        self.assertEqual(wireguardsetup.mtu(config, given), 1300)
+        self.assertEqual(wireguardsetup.mtu(self.options(mtu=1300), given), 1300)
+        self.assertEqual(self.wishes(given, mtu=1300).mtu, 1300)
         self.assertEqual(wireguardsetup.mtu(self.config, conf("", peer(""))), 1420)
 
-    def test_routes(self) -> None:
-        """Each allowed network becomes a route once, but for all traffic and for what is in the
-        networks of our own addresses."""
+    def test_narrow(self) -> None:
+        """Each allowed network is one that the user wants, once, but for what is in the networks
+        of our own addresses; a network of this machine goes through the tunnel if it is named."""
         given = conf(
             "Address = 10.9.0.2/24, 10.8.0.2/32",
-            peer("AllowedIPs = 0.0.0.0/0, ::/0, 10.9.0.0/24, 10.9.0.7, 10.9.0.0/16, 10.8.0.0/24"),
-            peer("AllowedIPs = 10.8.0.0/24, 2001:db8::/32", OTHER),
+            peer("AllowedIPs = 10.9.0.0/24, 10.9.0.7, 10.9.0.0/16, 10.8.0.0/24"),
+            peer("AllowedIPs = 10.8.0.0/24, 2001:db8::/32, 192.168.0.0/16", OTHER),
         )
-        self.assertEqual(self.routes(given), ["10.9.0.0/16", "10.8.0.0/24", "2001:db8::/32"])
+        self.assertEqual(wireguardsetup.told(given).routes, ())
+        self.assertEqual(
+            self.routes(given),
+            {
+                "10.9.0.0/24": "unicast",
+                "10.8.0.2/32": "unicast",
+                "10.9.0.0/16": "unicast",
+                "10.8.0.0/24": "unicast",
+                "2001:db8::/32": "unicast",
+                "192.168.0.0/16": "unicast",
+                "192.168.1.0/24": "throw",
+            },
+        )
+        named = conf("", peer("AllowedIPs = 192.168.1.0/24"))
+        self.assertEqual(self.routes(named), {"192.168.1.0/24": "unicast"})
+
+    def test_all_traffic(self) -> None:
+        """/0 is all traffic of its family, in pieces too; the other family leads nowhere."""
+        both = {"0.0.0.0/0": "unicast", "::/0": "unicast", "192.168.1.0/24": "throw"}
+        given = conf("", peer("AllowedIPs = 0.0.0.0/0, ::/0"))
+        self.assertEqual(self.routes(given), both)
+        self.assertEqual(wireguardsetup.full(given), {4, 6})
+        halves = conf("", peer("AllowedIPs = 0.0.0.0/1, 128.0.0.0/1, ::/0"))
+        pieces = {"0.0.0.0/1": "unicast", "128.0.0.0/1": "unicast"}
+        self.assertEqual(self.routes(halves), both | pieces)
+        four = conf("", peer("AllowedIPs = 0.0.0.0/0"))
+        self.assertEqual(self.routes(four), both | {"::/0": "unreachable"})
+        # The control: one half is none.
+        half = conf("", peer("AllowedIPs = 0.0.0.0/1"))
+        self.assertFalse(self.wishes(half).all_traffic)
+        self.assertEqual(self.routes(half), {"0.0.0.0/1": "unicast", "192.168.1.0/24": "throw"})
+
+    def test_endpoint_within(self) -> None:
+        """A network that holds the endpoint of a peer is routed as others are: what carries the
+        tunnel goes past it by its mark."""
+        given = conf("", peer("AllowedIPs = 10.1.0.0/16\nEndpoint = 10.1.2.3:1"))
+        self.assertEqual(self.routes(given)["10.1.0.0/16"], "unicast")
+        self.assertEqual(wireguardsetup.mark(given), MARK)
 
     def test_table(self) -> None:
-        """Table says whether there are routes; those of other tables are left to wg-quick."""
+        """Table says whether there are routes; those of other tables are left to wg-quick, and
+        then the file's mark is used, if it has one."""
         for table, there in (
             ("auto", True),
             ("main", True),
@@ -75,37 +129,47 @@ class StateTests(SetupCase):
             ("off", False),
             ("1234", False),
         ):
-            given = conf(f"Table = {table}", peer("AllowedIPs = 10.1.0.0/16"))
-            self.assertEqual(self.routes(given), ["10.1.0.0/16"] * there, table)
+            peers = peer("AllowedIPs = 10.1.0.0/16, 0.0.0.0/0")
+            given = conf(f"Table = {table}\nFwMark = 7", peers)
+            state = self.planned(given).state
+            self.assertEqual(bool(state.routes), there, table)
+            self.assertEqual(bool(state.rules), there, table)
+            self.assertEqual(wireguardsetup.mark(given), MARK if there else 7)
+            self.assertEqual(wireguardsetup.mark(conf(f"Table = {table}", peers)), MARK)
+            assert state.firewall is not None
+            self.assertEqual(state.firewall.device, "office")
 
-    def test_names_first(self) -> None:
-        """The networks of a peer whose name has not been looked up yet are not routed: who knows
-        the name may be there."""
-        given = conf("", peer("AllowedIPs = 10.1.0.0/16\nEndpoint = vpn.example.org:1"),
-                     peer("AllowedIPs = 10.2.0.0/16", OTHER))  # fmt: skip
-        self.assertEqual(self.routes(given), ["10.2.0.0/16"])
-        known = {PEER: {ip_address("192.0.2.1")}}
-        self.assertEqual(self.routes(given, known), ["10.1.0.0/16", "10.2.0.0/16"])
+    def test_names(self) -> None:
+        """DNS is set, servers and domains, for all names and without a table of ours too; not
+        with --no-dns."""
+        lines = "Address = 10.9.0.2/24\nDNS = 10.9.0.1, Example.org., ~corp.example, ~."
+        for table in ("", "Table = off\n"):
+            given = conf(table + lines, peer("AllowedIPs = 10.9.0.0/24"))
+            names = self.planned(given).state.name_servers
+            assert names is not None
+            self.assertEqual(names.servers, ("10.9.0.1",))
+            self.assertEqual(names.search, ("example.org", "corp.example"))
+            self.assertTrue(names.exclusive)
+            self.assertFalse(self.wishes(given, no_dns=1).dns)
 
-    def test_endpoint_within(self) -> None:
-        """A network that holds the endpoint of any peer is not routed, and it is said which."""
-        given = conf(
-            "",
-            peer("AllowedIPs = 10.1.0.0/16, 10.2.0.0/16\nEndpoint = 10.1.2.3:1"),
-            peer("AllowedIPs = 2001:db8::/32\nEndpoint = [2001:db8::5]:1", OTHER),
+    def test_options(self) -> None:
+        """The kill switch and what stays reachable beside it are the options'."""
+        given = conf("", peer("AllowedIPs = 0.0.0.0/0"))
+        self.assertEqual(
+            (self.wishes(given).kill_switch, self.wishes(given).keeps_lan), (False, True)
         )
-        known = {PEER: {ip_address("10.1.2.3")}, OTHER: {ip_address("2001:db8::5")}}
-        self.assertEqual(self.routes(given, known), ["10.2.0.0/16"])
-        held = [(str(network), text) for network, text in
-                wireguardsetup.held_endpoints(given, known)]  # fmt: skip
-        self.assertEqual(held, [("10.1.0.0/16", "10.1.2.3"), ("2001:db8::/32", "2001:db8::5")])
-        self.assertEqual(wireguardsetup.held_endpoints(given, {}), [])
+        wishes = self.wishes(given, kill_switch=1)
+        self.assertEqual((wishes.kill_switch, wishes.keeps_lan), (True, False))
+        self.assertTrue(self.wishes(given, kill_switch=1, lan_access="yes").keeps_lan)
+        self.assertFalse(self.wishes(given, lan_access="no").keeps_lan)
 
-    def test_route_values(self) -> None:
-        """A route goes through the link of that state."""
-        given = conf("", peer("AllowedIPs = 10.1.0.0/16"))
-        state = wireguardsetup.system_state(self.config, given, {})
-        self.assertEqual(state.routes, (Route("10.1.0.0/16", "office"),))
+    def test_many(self) -> None:
+        """The most networks that are taken make a state that the child takes, at once."""
+        many = ", ".join(f"10.{n >> 8}.{n & 255}.0/24" for n in range(4096))
+        given = conf("Address = 10.250.0.2/24", peer(f"AllowedIPs = {many}, 0.0.0.0/0, ::/0"))
+        wireguardsetup.check(self.config, given)
+        self.assertEqual(len(self.planned(given).state.routes), 4096 + 4)
+        self.assertLess(4096 + 4, MAX_ENTRIES)
 
 
 class ChangesTests(SetupCase):
@@ -168,7 +232,23 @@ class CheckTests(SetupCase):
             "AllowedIPs: these are 4097 routes, more than 4096; write 'Table = off' and set them"
             " yourself",
         )
+        self.refused(
+            conf("DNS = 10.9.0.1, a_b", ok),
+            "DNS: 'a_b' is no domain; write letters, digits, hyphens and dots, and other letters"
+            " as xn--…",
+        )
+        config, self.config = (
+            self.config,
+            WireGuardClientConfig.load({"wireguard": str(self.file), "kill_switch": 1}),
+        )
+        marked = conf("Table = off\nFwMark = 7", ok)
+        self.refused(
+            marked, "FwMark: --kill-switch lets out the mark 0x5056 alone; leave one of the two out"
+        )
+        wireguardsetup.check(self.config, conf("FwMark = 7", ok))
+        self.config = config
         # The controls.
+        wireguardsetup.check(self.config, marked)
         fewer = many.rpartition(",")[0]
         for good in (
             conf("", ok),
@@ -192,30 +272,37 @@ class CheckTests(SetupCase):
             (conf("", ok), [f"{self.file}: no Address, so this machine has none in the tunnel"]),
             (
                 conf(f"{address}\nPostUp = true\nPostUp = true\nPreDown = x\nDNS = 10.9.0.1", ok),
-                [f"{undone} PostUp, PreDown, DNS; {remedy}"],
+                [f"{undone} PostUp, PreDown; {remedy}"],
             ),
             (
                 conf(f"{address}\nDNS = example.org\nSaveConfig = true\nTable = 7", every),
-                [f"{undone} DNS, SaveConfig, Table = 7 (so no routes are set); {remedy}"],
-            ),
-            (
-                conf(address, every),
                 [
-                    f"{self.file}: 0.0.0.0/0 and ::/0 in AllowedIPs: --wireguard does not send all"
-                    " traffic of this machine through the tunnel, only what goes to narrower"
-                    f" networks there; {remedy}"
+                    f"{undone} DNS (it has no address), SaveConfig, Table = 7 (so no routes are"
+                    f" set); {remedy}"
+                ],
+            ),
+            (conf(address, every), []),
+            (
+                conf(address, peer("AllowedIPs = 0.0.0.0/0")),
+                [
+                    f"{self.file}: 0.0.0.0/0 in AllowedIPs without ::/0: the other family leads"
+                    " nowhere, so that nothing leaves around the tunnel"
+                ],
+            ),
+            (conf(f"{address}\nTable = off\nFwMark = 7", ok), []),
+            (
+                conf(f"{address}\nFwMark = 7", ok),
+                [
+                    f"{self.file}: FwMark = 0x7 is not used, since our routes go by 0x5056; with"
+                    " 'Table = off' it is"
                 ],
             ),
         ):
-            self.assertEqual(wireguardsetup.warnings(self.config, given), said)
-        held = conf(address, peer("AllowedIPs = 10.1.0.0/16\nEndpoint = 10.1.0.1:1"))
-        self.assertEqual(
-            wireguardsetup.warnings(self.config, held),
-            [
-                f"{self.file}: 10.1.0.0/16 of AllowedIPs holds the endpoint 10.1.0.1, so it is not"
-                f" routed through the tunnel; {remedy}"
-            ],
-        )
+            with mock.patch("pyvpn.service.wireguardsetup.ipv6_available", return_value=True):
+                self.assertEqual(wireguardsetup.warnings(self.config, given), said)
+        with mock.patch("pyvpn.service.wireguardsetup.ipv6_available", return_value=False):
+            half = conf(address, peer("AllowedIPs = 0.0.0.0/0"))
+            self.assertEqual(wireguardsetup.warnings(self.config, half), [])
         self.file.chmod(0o640)
         self.assertEqual(
             wireguardsetup.warnings(self.config, conf(address, ok)),

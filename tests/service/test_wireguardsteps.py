@@ -14,7 +14,10 @@ from pyvpn.config import WireGuardClientConfig
 from pyvpn.core.noise import KeyPair
 from pyvpn.errors import ConfigError
 from pyvpn.linux.desired import SystemState
+from pyvpn.linux.firewall import MARK
+from pyvpn.service import networksetup
 from pyvpn.service.wireguardclient import WireGuardClientService
+from pyvpn.uapi import Changes
 from pyvpn.wgconf import parse_conf
 from tests.service import test_steps
 from tests.service.test_steps import RecordingChild
@@ -29,8 +32,11 @@ class WireGuardClientTests(test_steps.StepsMixin, TestCase):
         "tests.service.test_steps.PipeTUN.__init__",
         "pyvpn.service.wireguardcontrol.WireGuardControl.__init__",
         "pyvpn.service.uapisocket.UAPISocket.open",
+        "pyvpn.service.names.Names.open",
         "tests.service.test_steps.RecordingChild.start",
+        "pyvpn.service.networksetup.NetworkSetup.begin",
         "tests.service.test_steps.RecordingChild.apply",
+        "pyvpn.service.names.Names.start",
         "pyvpn.tx.protocol.VPNProtocol.attach",
         "pyvpn.tx.tun.TUNPort.startReading",
         "pyvpn.service.uapisocket.UAPISocket.serve",
@@ -39,7 +45,15 @@ class WireGuardClientTests(test_steps.StepsMixin, TestCase):
         "pyvpn.service.controlsocket.ControlSocket.listen",
     ]
 
-    def make(self, endpoint: str = "127.0.0.1:9") -> WireGuardClientService:
+    def setUp(self) -> None:
+        super().setUp()
+        for name, value in (("private_lans", []), ("other_full_tunnel", None)):
+            self.patch(networksetup.uplink, name, mock.Mock(return_value=value))
+        self.patch(networksetup.socket, "if_nametoindex", mock.Mock(return_value=7))
+
+    def make(
+        self, interface: str = "", options: dict[str, object] | None = None
+    ) -> WireGuardClientService:
         file = self.directory / "office.conf"
         config = WireGuardClientConfig.load(
             {
@@ -47,12 +61,13 @@ class WireGuardClientTests(test_steps.StepsMixin, TestCase):
                 "port": self.port,
                 "state_dir": str(self.directory / "client"),
                 "run_dir": str(self.directory / "run"),
+                **(options or {}),
             }
         )
         private, public = (base64.b64encode(key).decode() for key in (os.urandom(32), SERVER))
         conf = parse_conf(
-            f"[Interface]\nPrivateKey = {private}\nAddress = 10.9.0.2/24\n[Peer]\n"
-            f"PublicKey = {public}\nAllowedIPs = 10.8.0.0/16\nEndpoint = {endpoint}\n"
+            f"[Interface]\nPrivateKey = {private}\nAddress = 10.9.0.2/24\n{interface}[Peer]\n"
+            f"PublicKey = {public}\nAllowedIPs = 10.8.0.0/16\nEndpoint = 127.0.0.1:9\n"
             "PersistentKeepalive = 7\n",
             "office.conf",
         )
@@ -92,6 +107,7 @@ class WireGuardClientTests(test_steps.StepsMixin, TestCase):
             self.assertEqual((told["role"], told["profile"]), ("client", "office"))
             self.assertEqual(told["server"], "127.0.0.1:9")
             self.assertEqual(told["addresses"], ["10.9.0.2/24"])
+            self.assertEqual((told["routes"], told["all_traffic"]), (["10.8.0.0/16"], []))
             (peer,) = told["peers"]
             self.assertEqual(peer["public_key"], base64.b64encode(SERVER).decode())
             self.assertEqual((peer["last_handshake"], peer["keepalive"]), (0, 7))
@@ -101,28 +117,62 @@ class WireGuardClientTests(test_steps.StepsMixin, TestCase):
 
         return Deferred.fromCoroutine(run())
 
-    def test_routes_follow_names(self) -> Deferred[None]:
-        """Networks of a peer that a name stands for are routed when it was looked up, less those
-        in which it then lies; a name that moves there takes the route away."""
+    def test_wg_resets(self) -> Deferred[None]:
+        """What ``wg syncconf`` resets beside peers does no harm: the mark stays, and with another
+        port the rules for it are made anew."""
+
+        async def run() -> None:
+            service = self.make()
+            self.assertIsNone(test_steps._start(service))
+            look = self.patched(service, "_settling").now
+            service._control.set(Changes(fwmark=0))
+            self.assertEqual(service._udp.mark, MARK)
+            look.assert_not_called()
+            service._control.set(Changes(listen_port=0))
+            self.assertNotEqual(service._udp.localPort, self.port)
+            look.assert_called_once_with()
+            self.assertIn(service._udp.localPort, service._ports())
+            await maybeDeferred(service.stopService)
+
+        return Deferred.fromCoroutine(run())
+
+    def test_mark_of_others(self) -> Deferred[None]:
+        """Where others set the routes the mark is theirs, from the file and from ``wg``, and no
+        rule of ours knows the port then."""
+
+        async def run() -> None:
+            service = self.make(interface="Table = off\nFwMark = 7\n")
+            self.assertIsNone(test_steps._start(service))
+            self.assertEqual(service._udp.mark, 7)
+            self.assertNotIn(service._udp.localPort, service._ports())
+            service._control.set(Changes(fwmark=8))
+            self.assertEqual(service._udp.mark, 8)
+            await maybeDeferred(service.stopService)
+
+        return Deferred.fromCoroutine(run())
+
+    def test_kill_switch_first(self) -> Deferred[None]:
+        """The kill switch stands before anything else is set."""
         states: list[SystemState] = []
 
         async def run() -> None:
-            service = self.make("vpn.example.org:9")
+            service = self.make(options={"kill_switch": 1})
             with mock.patch.object(
                 RecordingChild, "apply", side_effect=lambda state: states.append(state) or []
             ):
                 self.assertIsNone(test_steps._start(service))
-            port: Any = mock.Mock()
-            port.apply.side_effect = lambda state: maybeDeferred(lambda: states.append(state) or [])
-            service._child_port = port
-            for host in ("192.0.2.1", "192.0.2.1", "10.8.0.9", "192.0.2.1"):
-                service._found(SERVER, [(host, 9)])
             await maybeDeferred(service.stopService)
+            first, second = states
+            assert first.kill_switch is not None
+            self.assertEqual((first.links, first.kill_switch.owner), ((), "client-office"))
+            self.assertIn(self.port, first.kill_switch.ports)
+            self.assertEqual(second.kill_switch, first.kill_switch)
+            self.assertEqual([link.name for link in second.links], ["office"])
 
-        done = Deferred.fromCoroutine(run())
+        return Deferred.fromCoroutine(run())
 
-        def check(_: None) -> None:
-            routes = [[route.destination for route in state.routes] for state in states]
-            self.assertEqual(routes, [[], ["10.8.0.0/16"], [], ["10.8.0.0/16"]])
-
-        return done.addCallback(check)
+    def patched(self, service: WireGuardClientService, name: str) -> Any:
+        made = mock.Mock(wraps=getattr(service, name))
+        self.patch(service, name, made)
+        made.now = mock.Mock()
+        return made
