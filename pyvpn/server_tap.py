@@ -87,8 +87,8 @@ def check_network(config: ServerConfig, system: System) -> None:
 def warnings(config: ServerConfig, system: System) -> list[str]:
     """What of this machine will stand in the way of a hub."""
     answering = config.dns in (None, "hub")
-    internet = bool(config.internet)
-    return firewalls.hub_lines(system, config.port, config.tun, internet=internet, dns=answering)
+    beyond = bool(config.internet or config.route)
+    return firewalls.hub_lines(system, config.port, config.tun, internet=beyond, dns=answering)
 
 
 def makeService(options: Options) -> ServerService:

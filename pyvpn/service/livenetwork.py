@@ -17,7 +17,7 @@ from pyvpn.core.server import VPNServer
 from pyvpn.errors import CommandFailed, ConfigError, StartError
 from pyvpn.linux import nameservers
 from pyvpn.linux.desired import SystemState
-from pyvpn.linux.firewalls import nft_available
+from pyvpn.linux.firewalls import hub_lines, nft_available
 from pyvpn.linux.forwarding import hub_sysctls
 from pyvpn.linux.inuse import NetworksInUse, numeric_hosts
 from pyvpn.linux.system import LinuxSystem, System
@@ -116,6 +116,9 @@ class LiveNetwork:
                 self._listen()
             except StartError as error:
                 self._log.warn("{error}; clients are told no name server", error=error)
+        # Of what the options ask for people were told before the start.
+        for line in self._blocked(settings, self.options.over(NetworkSettings())):
+            self._log.warn("{line}", line=line)
         self._now(Offer(settings, plan))
         return lines
 
@@ -141,6 +144,10 @@ class LiveNetwork:
         """
         wanted = self.options.over(settings)
         self._check(wanted)
+        warnings = self._check_routes(wanted)
+        return warnings + self._blocked(wanted, self._offer.settings)
+
+    def _check_routes(self, wanted: NetworkSettings) -> list[str]:
         old = self._offer.plan.places
         new = set(wanted.routes) - {place.route for place in old}
         if not new:
@@ -207,6 +214,15 @@ class LiveNetwork:
         needed = None if self._nft else hubnetwork.needs_nft(settings)
         if needed is not None:
             raise ConfigError(f"nft does not work here, and without it there is no {needed}")
+
+    def _blocked(self, settings: NetworkSettings, before: NetworkSettings) -> list[str]:
+        """What firewalls of this machine will block of what was not offered before."""
+        if _reach(settings) == _reach(before):
+            return []
+        port, tun = self._config.port, self._config.tun
+        known = hub_lines(self._system, port, tun, *_reach(before))
+        lines = hub_lines(self._system, port, tun, *_reach(settings))
+        return [line for line in lines if line not in known]
 
     def _machine(self) -> Machine:
         return Machine(
@@ -303,3 +319,9 @@ class LiveNetwork:
         now = boottime()
         self._core.set_subnets(offer.plan.subnets, now)
         self._core.set_pushed(self._pushed(), now)
+
+
+def _reach(settings: NetworkSettings) -> tuple[bool, bool]:
+    """Whether clients are let beyond the VPN by the hub's machine itself, and ask it for names."""
+    beyond = settings.internet or any(route.user is None for route in settings.routes)
+    return beyond, settings.dns == "hub"

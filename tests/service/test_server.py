@@ -325,6 +325,7 @@ class NetworkTests(ServerCase):
         FakeNameServer.running = []
         self.patch(livenetwork, "NameServer", FakeNameServer)
         self.patch(livenetwork, "nft_available", lambda system: True)
+        self.patch(livenetwork, "hub_lines", self.hub_lines)
         self.patch(NetworksInUse, "read", lambda system, without: self.in_use)
         self.told: list[Pushed] = []
         tell = VPNServer.set_pushed
@@ -334,6 +335,13 @@ class NetworkTests(ServerCase):
             tell(core, pushed, now)
 
         self.patch(VPNServer, "set_pushed", note)
+
+    def hub_lines(
+        self, system: object, port: int, tun: str, internet: bool, dns: bool
+    ) -> list[str]:
+        """A firewall that blocks all that it can."""
+        words = {"UDP": True, "the internet": internet, "names": dns}
+        return [f"ufw blocks {what} of {tun}" for what, asked in words.items() if asked]
 
     async def alice(self, service: ServerService) -> bytes:
         """Put alice and a device of hers there; its id."""
@@ -455,13 +463,27 @@ class NetworkTests(ServerCase):
             str(raised.exception),
         )
 
+    async def test_firewalls(self) -> None:
+        """What a firewall of the machine will block of news is a warning, once; at the start what
+        comes from the store is in the log."""
+        service = await self.start(dns="none")
+        line = "ufw blocks the internet of leamit0"
+        answer = await service._command("network_set", {"internet": "on"})
+        self.assertEqual([line], answer["warnings"])
+        answer = await service._command("network_set", {"exclude": "192.168.0.0/16"})
+        self.assertEqual([], answer["warnings"])
+        self.assertNotIn(line, self.logged)
+        service = await self.restart(service)
+        self.assertIn(line, self.logged)
+
     async def test_private_address(self) -> None:
         """The LAN of the hub may be offered; without an endpoint there is a warning."""
         service = await self.start()
         lan = (ip_address("192.168.1.5"), ip_network("192.168.1.0/24"), "eth1")
         self.in_use = NetworksInUse((lan,))
         answer = await service._command("route_add", {"network": "192.168.1.0/24"})
-        (warning,) = answer["warnings"]
+        warning, blocked = answer["warnings"]
+        self.assertEqual("ufw blocks the internet of leamit0", blocked)
         self.assertIn("192.168.1.0/24 holds this hub's own address 192.168.1.5 (eth1)", warning)
         self.assertEqual(("192.168.1.0/24",), self.firewall().reachable)
 
