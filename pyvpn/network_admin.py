@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Coroutine, Mapping
-from shlex import quote
 from typing import Any, Protocol
 
 from attrs import evolve
@@ -13,6 +11,7 @@ from twisted.internet.defer import Deferred
 from pyvpn import routes
 from pyvpn.errors import ConfigError
 from pyvpn.routes import Route
+from pyvpn.state.holders import holder
 from pyvpn.state.interface import Device, IStore
 from pyvpn.state.network import HubNetwork
 from pyvpn.state.settings import DOMAIN, SETTING, NetworkOptions, NetworkSettings, dns_text
@@ -104,11 +103,13 @@ class NetworkAdministration:
         settings = evolve(self.settings(), **changes)
         self._check_excluded(settings)
         warnings = await self._change(settings, "network_set", ",".join(sorted(changes)))
+        if "dns" in changes:
+            warnings = warnings + routes.unreached(settings.dns, self._networks(settings))
         return {**await self.show({}), "warnings": warnings}
 
     async def route_add(self, arguments: dict[str, str]) -> dict[str, Any]:
         """{network, via: USER or USER/DEVICE, empty for the hub's side} → {route, warnings}."""
-        route = Route(_network(arguments), *self._via(arguments.get("via", "")))
+        route = Route(_network(arguments), *holder(self._store, arguments.get("via", "")))
         settings = self.settings()
         self._check_new(route, self._options.over(settings))
         if len(settings.routes) >= routes.MOST_ROUTES:
@@ -169,16 +170,12 @@ class NetworkAdministration:
             search = list(dict.fromkeys((DOMAIN, *search)))
         elif wanted.dns != "none":
             dns = list(map(str, wanted.dns))
-        rows = self._rows(wanted)
+        routed = [row["network"] for row in self._rows(wanted) if row["problem"] is None]
         return {
             "internet": wanted.internet,
             "dns": dns,
             "search": search if dns else [],
-            "routes": [
-                row["network"]
-                for row in rows
-                if row["problem"] is None and row["network"] not in without
-            ],
+            "routes": [network for network in routed if network not in without],
         }
 
     # -- checks -------------------------------------------------------------------------------
@@ -210,49 +207,6 @@ class NetworkAdministration:
                 raise ConfigError(conflict, key="exclude")
             if network in routed:
                 raise ConfigError(f"{network} is a route; remove that before", key="exclude")
-
-    def _via(self, text: str) -> tuple[str | None, bytes | None]:
-        """A user, and the id of one of the devices if one is named.
-
-        A user's name may hold slashes: the longest one that exists is meant.
-        """
-        text = unicodedata.normalize("NFC", text)
-        if not text:
-            return None, None
-        users = self._store.users()
-        cuts = [len(text), *(n for n in range(len(text) - 1, 0, -1) if text[n] == "/")]
-        for cut in cuts:
-            if (user := text[:cut]) in users:
-                return user, None if cut == len(text) else self._device(user, text[cut + 1 :])
-        if any(record.name == text for record in self._store.peers().values()):
-            raise ConfigError(
-                f"'{text}' is a WireGuard peer; what is behind one is said when it is added: pyvpn"
-                f" peer add {quote(text)} --allowed-ips …",
-                key="via",
-            )
-        name = text.partition("/")[0]
-        raise ConfigError(f"there is no user '{name}'; to see all: pyvpn user list", key="via")
-
-    def _device(self, user: str, text: str) -> bytes:
-        """The id of a user's device, by its name or the beginning of its id."""
-        mine = [device for device in self._store.devices().values() if device.user == user]
-        found = [device for device in mine if device.name == text]
-        if not found and len(text) >= 8:
-            found = [device for device in mine if device.device_id.hex().startswith(text.lower())]
-        if len(found) == 1:
-            return found[0].device_id
-        if found:
-            ids = ", ".join(sorted(device.device_id.hex()[:8] for device in found))
-            raise ConfigError(
-                f"'{user}' has {len(found)} devices called '{text}'; give one of their ids in place"
-                f" of the name: {ids}",
-                key="via",
-            )
-        names = ", ".join(sorted(device.name or device.device_id.hex()[:8] for device in mine))
-        raise ConfigError(
-            f"'{user}' has no device '{text}'; there are: {names or 'none that has been seen yet'}",
-            key="via",
-        )
 
     def _no_route(self, network: Network) -> ConfigError:
         for name, behind in self._peers().items():
@@ -292,6 +246,12 @@ class NetworkAdministration:
             if record.enabled and beyond:
                 found[record.name] = beyond
         return found
+
+    def _networks(self, settings: NetworkSettings) -> list[Network]:
+        """What clients reach, problems or not."""
+        routed = [route.network for route in self._options.over(settings).routes]
+        behind = [network for networks in self._peers().values() for network in networks]
+        return HubNetwork.stored(self._store).networks() + routed + behind
 
     def _rows(self, settings: NetworkSettings) -> list[dict[str, Any]]:
         problems = {} if self._live is None else self._live.problems()

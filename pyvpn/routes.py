@@ -149,6 +149,19 @@ def vpn_conflict(network: Network, vpn: Iterable[Network]) -> str | None:
     return None if own is None else f"{network} overlaps the VPN's own network {own}"
 
 
+def unreached(servers: DNS, networks: Iterable[Network]) -> list[str]:
+    """A warning for each private address of a name server that no network leads to.
+
+    Clients would look for it where they are.
+    """
+    networks = list(networks)
+    return [
+        f"clients have no way to the name server {address}; add a route to its network"
+        for address in (servers if isinstance(servers, tuple) else ())
+        if address.is_private and not any(address in network for network in networks)
+    ]
+
+
 def exclusion_conflict(network: Network, vpn: Iterable[Network]) -> str | None:
     """Why a network cannot be kept out of the tunnel; one around the VPN's own can be."""
     own = overlapping(network, vpn)

@@ -555,7 +555,9 @@ class NetworkTests(AdministrationCase):
             dns="10.20.0.53,fd00::53",
             exclude="192.168.0.0/16",
         )
-        self.assertEqual(["mind the gap"], answer.pop("warnings"))
+        first, *rest = answer.pop("warnings")
+        self.assertEqual("mind the gap", first)
+        self.assertEqual(2, len(rest))  # of the name servers, which no route leads to
         self.assertEqual(self.do("network_show"), answer)
         self.assertEqual(
             (True, False, "10.20.0.53,fd00::53", ["corp.example"], ["192.168.0.0/16"]),
@@ -569,6 +571,13 @@ class NetworkTests(AdministrationCase):
         self.do("network_set", dns="none", exclude="none", internet="off")
         self.assertEqual([], self.do("network_show")["search"])
         self.assertEqual(((), False), (self.settings().excluded, self.settings().internet))
+
+    def test_unreached_name_server(self) -> None:
+        """A private name server that no route leads to is warned of; one in a network is not."""
+        self.do("route_add", network="10.20.0.0/16")
+        answer = self.do("network_set", dns="10.20.0.53,10.21.0.53,10.10.0.9,9.9.9.9")
+        line = "clients have no way to the name server 10.21.0.53; add a route to its network"
+        self.assertEqual([line], answer["warnings"])
 
     def test_fixed(self) -> None:
         """What the run was started with is shown as it is, and cannot be set meanwhile."""
