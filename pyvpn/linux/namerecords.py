@@ -109,7 +109,12 @@ class ResolvconfRecord:
         lines = [f"nameserver {server}" for server in servers]
         if search := resolvfile.within(wanted.search):
             lines.append(f"search {' '.join(search)}")
-        done = self._add("".join(f"{line}\n" for line in lines), wanted.exclusive)
+        text = "".join(f"{line}\n" for line in lines)
+        # Debian's has no -x; there a file of ours does that (nameservers.before).
+        exclusive = wanted.exclusive and self._flavour == "openresolv"
+        if (text, exclusive) == (self._old, self._old_exclusive):
+            return []
+        done = self._run(self._command(exclusive), text)
         return [done, *self._asked_before_us(wanted)]
 
     def remove(self) -> list[str]:
@@ -117,33 +122,30 @@ class ResolvconfRecord:
         if _text(self._path) is None and self._flavour == "debian":
             return []
         # -f is openresolv's for "none is no error", which Debian's takes no notice of.
-        return [self._run(["-d", self._name, "-f"], "")]
+        return [self._run(["resolvconf", "-d", self._name, "-f"], "")]
 
     def restore(self) -> None:
         if self._old is None:
             self._system.run(["resolvconf", "-d", self._name, "-f"], "")
-        elif _text(self._path) != self._old:
-            self._add(self._old, self._old_exclusive)
+        else:
+            self._system.run(self._command(self._old_exclusive), self._old)
 
     def _asked_before_us(self, wanted: NameServers) -> list[str]:
         """Its administrator has the last word on the order, and can switch it off."""
         resulting = resolvfile.text_of(self._root, resolvfile.snapshot(self._root))
         servers = resolvfile.servers_in(resulting)
         others = [one for one in servers if one not in wanted.servers and not _is_forwarder(one)]
-        if not wanted.servers or not (others if wanted.exclusive else others[:1] == servers[:1]):
+        if not wanted.servers or not others or (not wanted.exclusive and others[0] != servers[0]):
             return []
         return [
             f"{resolvfile.PATH} says to ask {others[0]} {'too' if wanted.exclusive else 'first'}: "
             "resolvconf was told otherwise, but its settings say so"
         ]
 
-    def _add(self, text: str, exclusive: bool) -> str:
-        # Debian's has no -x; there a file of ours does that (nameservers.before).
-        exclusively = ["-x"] if exclusive and self._flavour == "openresolv" else []
-        return self._run([*exclusively, "-a", self._name], text)
+    def _command(self, exclusive: bool) -> list[str]:
+        return ["resolvconf", *(["-x"] if exclusive else []), "-a", self._name]
 
-    def _run(self, words: list[str], stdin: str) -> str:
-        argv = ["resolvconf", *words]
+    def _run(self, argv: list[str], stdin: str) -> str:
         done = self._system.run(argv, stdin)
         if done.code:
             said = " ".join(done.stderr.split())

@@ -100,6 +100,9 @@ def before(wanted: NameServers, system: System, root: str = "/") -> dict[str, An
 def take(wanted: NameServers, before: dict[str, Any], system: System, root: str = "/") -> list[str]:
     """Set the name servers; again with other values replaces what was set, ``before`` stays.
 
+    Again with the same values it does nothing, or sets anew what somebody has replaced; in
+    /etc/resolv.conf that is then what comes back at the end.
+
     :returns: lines for the log.
     :raises ChangeFailed: it could not be done; then all is as it was before the call.
     """
