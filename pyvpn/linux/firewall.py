@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from typing import ClassVar, NamedTuple
 
 MARK = 0x5056
@@ -29,19 +29,21 @@ KILL_SWITCH_TABLE = "pyvpn-kill-switch"
 
 @dataclass(frozen=True)
 class ClientFirewall:
-    """The table of a client.
+    """The tables of a client, one of family inet and one of family arp.
 
     * What is addressed to the tunnel's addresses is dropped unless it came through the tunnel
-      (CVE-2019-14899).
-    * What comes for our own UDP ports carries :data:`MARK` while the kernel judges its way back
-      (rp_filter), since the answer would go by the mark.
+      (CVE-2019-14899), and so is what says that it comes from the VPN's networks and did not.
+      Nor do neighbours get an answer to the question who has the tunnel's addresses.
+    * What comes for our own UDP ports, and what neighbours and routers say to find each other,
+      carries :data:`MARK` while the kernel or another firewall judges its way back (rp_filter,
+      firewalld's IPv6_rpfilter): without it the way back would lead into the tunnel.
     * Subnets behind this machine are reached by the VPN, under this machine's own address there.
 
     :ivar device: the TUN.
     :ivar addresses: its addresses, without prefix lengths.
     :ivar ports: local UDP ports that we own.
     :ivar shared: subnets behind this machine that the VPN may reach.
-    :ivar networks: the VPN's networks, from which it may; () with ``shared`` empty.
+    :ivar networks: the VPN's own networks.
     """
 
     kind: ClassVar[str] = "client"
@@ -137,13 +139,17 @@ def script(firewall: Firewall) -> str:
 
     :raises ValueError: what is no address, no network or no name of an interface.
     """
-    chains = _client(firewall) if isinstance(firewall, ClientFirewall) else _hub(firewall)
-    return _table(table_name(firewall), (), chains)
+    name = table_name(firewall)
+    if isinstance(firewall, HubFirewall):
+        return _table("inet", name, (), _hub(firewall))
+    return _table("inet", name, (), _client(firewall)) + _table("arp", name, (), _arp(firewall))
 
 
 def removal(firewall: Firewall) -> str:
-    """The line for ``nft -f -`` that removes the table; nft refuses it when there is none."""
-    return f"delete table inet {table_name(firewall)}"
+    """What ``nft -f -`` reads to remove all of it; harmless twice."""
+    name = table_name(firewall)
+    families = ("inet",) if isinstance(firewall, HubFirewall) else ("inet", "arp")
+    return "".join(_removed(family, name) for family in families)
 
 
 def kill_switch_script(kill_switch: KillSwitch) -> str:
@@ -176,24 +182,20 @@ def kill_switch_script(kill_switch: KillSwitch) -> str:
             (inside, answers, *_let_out(kill_switch, drop, counted=False), drop),
         ),
     )
-    return _table(KILL_SWITCH_TABLE, COUNTERS, chains)
+    return _table("inet", KILL_SWITCH_TABLE, COUNTERS, chains)
 
 
 def _client(firewall: ClientFirewall) -> list[_Chain]:
     tun = _quoted(firewall.device)
-    guard = [
-        f"iifname != {tun} {to_us} fib saddr type != local counter drop"
-        for to_us in _to(firewall.addresses)
-    ]
-    chains = [_Chain("guard", "type filter hook prerouting priority raw; policy accept;", guard)]
+    chains = [_guard(tun, (*_to(firewall.addresses), *_from(firewall.networks)))]
+    marks = [f"iifname != {tun} icmpv6 type {_DISCOVERY} meta mark set {MARK:#x}"]
     if firewall.ports:
         # To this machine alone: what is forwarded would leave the tunnel by the mark.
-        marks = (
+        marks.append(
             f"iifname != {tun} udp dport {_set(firewall.ports)} fib daddr type local"
             f" meta mark set {MARK:#x}"
         )
-        hook = "type filter hook prerouting priority mangle; policy accept;"
-        chains.append(_Chain("marks", hook, (marks,)))
+    chains.append(_Chain("marks", "type filter hook prerouting priority mangle;", marks))
     if firewall.shared:
         between = _between(firewall.networks, firewall.shared)
         forward = [
@@ -206,6 +208,22 @@ def _client(firewall: ClientFirewall) -> list[_Chain]:
         chains.append(_Chain("forward", _FORWARD, forward))
         chains.append(_Chain("outgoing", _SOURCE_NAT, _masqueraded(tun, between)))
     return chains
+
+
+def _arp(firewall: ClientFirewall) -> list[_Chain]:
+    tun = _quoted(firewall.device)
+    ours = [text for text in firewall.addresses if ":" not in text]
+    rules = [f"iifname != {tun} arp daddr ip {_set(map(ip_address, ours))} drop"] if ours else []
+    # The kernel answers a neighbour's question only if it knows a way to him that is not another
+    # interface's, and unmarked it is the tunnel.
+    rules.append(f"iifname != {tun} meta mark set {MARK:#x}")
+    return [_Chain("guard", "type filter hook input priority filter;", rules)]
+
+
+def _guard(tun: str, matches: Iterable[str]) -> _Chain:
+    """Drop what only the tunnel may bring, or this machine to itself."""
+    rules = [f'iifname != {{ "lo", {tun} }} {those} counter drop' for those in matches]
+    return _Chain("guard", "type filter hook prerouting priority raw; policy accept;", rules)
 
 
 def _hub(firewall: HubFirewall) -> list[_Chain]:
@@ -224,18 +242,22 @@ def _hub(firewall: HubFirewall) -> list[_Chain]:
     if firewall.internet:
         # No router hands these on (RFC 3927 section 2.7); in clouds the keys of the machine
         # itself are told to whoever asks there.
-        rules.append(f"iifname {tun} ip daddr 169.254.0.0/16 counter drop")
+        rules += [f"iifname {tun} {those} counter drop" for those in _to(_LINKS_OWN)]
         rules += [f"iifname {tun} {those} accept" for those in _from(inner)]
     rules.append(f"iifname {tun} counter drop")
     rules.append(f"oifname {tun} ct state established,related accept")
     rules.append(f"oifname {tun} counter drop")
-    chains = [_Chain("forward", _FORWARD, rules)]
+    chains = [_guard(tun, _from(firewall.networks)), _Chain("forward", _FORWARD, rules)]
     translated = _from(inner) if firewall.internet else out
     if translated:
         chains.append(_Chain("outgoing", _SOURCE_NAT, _masqueraded(tun, translated)))
     return chains
 
 
+# A link's own, and where a cloud (EC2) tells a machine its keys by IPv6.
+_LINKS_OWN = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254")
+# How neighbours and routers find each other (RFC 4861).
+_DISCOVERY = "{ nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }"
 # What came for an address of this machine, and was sent on to a container by a rule of its owner's.
 _PUBLISHED = "ct status dnat accept"
 _FORWARD = "type filter hook forward priority filter; policy accept;"
@@ -291,15 +313,20 @@ def _accept(counter: str, counted: bool) -> str:
     return f'counter name "{counter}" accept' if counted else "accept"
 
 
-def _table(name: str, counters: Iterable[str], chains: Iterable[_Chain]) -> str:
-    """The whole text. The first line is there because nft deletes no table that is not."""
-    lines = [f"add table inet {name}", f"delete table inet {name}", f"table inet {name} {{"]
+def _table(family: str, name: str, counters: Iterable[str], chains: Iterable[_Chain]) -> str:
+    """The whole text."""
+    lines = [_removed(family, name) + f"table {family} {name} {{"]
     lines += [f"    counter {counter} {{ }}" for counter in counters]
     for chain in chains:
         lines.append(f"    chain {chain.name} {{")
         lines += [f"        {line}" for line in (chain.hook, *chain.rules) if line]
         lines.append("    }")
     return "\n".join([*lines, "}", ""])
+
+
+def _removed(family: str, name: str) -> str:
+    """It is added first because nft deletes no table that is not."""
+    return f"add table {family} {name}\ndelete table {family} {name}\n"
 
 
 def _quoted(text: str) -> str:

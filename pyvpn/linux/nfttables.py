@@ -77,9 +77,8 @@ class NFTTables:
         for record in records:
             assert isinstance(record.step, FirewallTable)
             name = record.step.place
-            # Twice is no mistake, and who flushed the ruleset was faster.
-            text = f"add table inet {name}\n{removal(record.step.firewall)}\n"
             try:
+                text = removal(record.step.firewall)
                 log.append(_run(self._system, text, f"table inet {name} removed"))
             except ChangeFailed as failure:
                 log.append(f"note: table inet {name} is left: {failure}")

@@ -249,7 +249,7 @@ class Promises:
         """Who empties nftables takes ours along; the next apply brings it back."""
         self.child.apply(FULL)
         self.world.system.run(["nft", "-f", "-"], "delete table inet pyvpn-leamit0\n")
-        self.assertNotIn("pyvpn-leamit0", self.shown())
+        self.assertNotIn("table inet pyvpn-leamit0", self.shown())
         self.assertEqual(self.child.apply(FULL), ["nft: table inet pyvpn-leamit0 set"])
         self.assertStands(FULL_LINES)
 
@@ -459,10 +459,12 @@ class FakePromises(Promises, SynchronousTestCase):
         said = [line for line in log if line.startswith("note:")]
         self.assertEqual(len(said), 1)
         self.assertIn("Could not process rule: No such file or directory", said[0])
-        self.assertIn("fib saddr", said[0])
+        self.assertIn("fib daddr", said[0])
         self.assertNotIn("^", said[0])
         self.assertNotIn("pyvpn-leamit0", self.shown())
-        shared = ClientFirewall("leamit0", ("10.10.0.2",), (), ("10.1.0.0/16",), ("10.10.0.0/24",))
+        shared = ClientFirewall(
+            "leamit0", ("10.10.0.2",), (5051,), ("10.1.0.0/16",), ("10.10.0.0/24",)
+        )
         before = self.shown()
         error = self.assertRaises(ChangeFailed, self.child.apply, evolve(FULL, firewall=shared))
         self.assertIn("Could not process rule", error.stderr)

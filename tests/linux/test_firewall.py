@@ -55,8 +55,17 @@ class Names(SynchronousTestCase):
             self.assertRegex(name, r"\Apyvpn-[A-Za-z0-9/_.-]+\Z")
 
     def test_removal(self) -> None:
-        """The removal names our own table and no other."""
-        self.assertEqual(removal(ClientFirewall("tun0")), "delete table inet pyvpn-tun0")
+        """The removal names our own tables and no others."""
+        for firewall, families in (
+            (ClientFirewall("tun0"), ["inet", "arp"]),
+            (HubFirewall("tun0", VPN), ["inet"]),
+        ):
+            lines = [
+                f"{verb} table {family} pyvpn-tun0"
+                for family in families
+                for verb in ("add", "delete")
+            ]
+            self.assertEqual(removal(firewall).splitlines(), lines)
 
     def test_no_name(self) -> None:
         """What could end its quotation, or match several interfaces, never gets into a script."""
@@ -143,6 +152,40 @@ class ClientGuard(KernelTest):
         self.send(self.neighbour, "192.0.2.2")
         self.assertEqual(self.arrived(), [b"192.0.2.2"])
 
+    def test_forged(self) -> None:
+        """What a neighbour sends as if it came from the VPN arrives without the table and not
+        with it, wherever it goes to."""
+        add_addresses(self.neighbour, "lo", "10.10.0.7/32", "fd00:10::7/128")
+        self.listeners.append(self.listener(self.client, "::", 10))
+        firewall = ClientFirewall(
+            "tun0", self.TUNNEL_ADDRESSES, networks=("10.10.0.0/24", "fd00:10::/64")
+        )
+        for text, expected in (("", [b"4", b"6"]), (script(firewall), [])):
+            nft(self.client, text)
+            for source, target, data in (
+                ("10.10.0.7", ("192.0.2.2", 9), b"4"),
+                ("fd00:10::7", ("2001:db8::2", 10), b"6"),
+            ):
+                self.listener(self.neighbour, source, 0).sendto(data, target)
+            self.assertEqual(self.arrived(), expected)
+
+    def test_who_has(self) -> None:
+        """A neighbour that asks who has the tunnel's address is answered without the table and
+        not with it; for other addresses of ours it is."""
+        self.neighbour.ip("route replace 10.10.0.0/24 dev down0")
+        for text, expected in (("", [b"10.10.0.2"]), (script(self.firewall()), [])):
+            nft(self.client, text)
+            self.neighbour.ip("neigh flush dev down0")
+            self.send(self.neighbour, "10.10.0.2")
+            asked = self.neighbour.ip("neigh show 10.10.0.2 dev down0")
+            self.assertEqual(" lladdr " in asked, bool(expected), asked)
+            self.assertEqual(self.arrived() or [], [] if text else expected)
+        self.send(self.neighbour, "192.0.2.2")
+        self.assertEqual(self.arrived(), [b"192.0.2.2"])
+
+    def firewall(self) -> ClientFirewall:
+        return ClientFirewall("tun0", self.TUNNEL_ADDRESSES)
+
     def test_through_the_tunnel(self) -> None:
         """What comes out of the tunnel, or from this machine itself, passes the guard."""
         nft(self.client, script(ClientFirewall("tun0", self.TUNNEL_ADDRESSES)))
@@ -190,6 +233,20 @@ class ClientMark(KernelTest):
         self.assertEqual(received(ours), b"answer")
         hub.sendto(b"to another port", ("192.0.2.2", 5051))
         self.assertIsNone(received(other))
+
+    def test_the_router_asks_again(self) -> None:
+        """A router that has forgotten who we are finds us again, though our answers' way would
+        lead into the tunnel; without the table it does not."""
+        ours = self.listener(self.client, "0.0.0.0", 5050)
+        router = self.listener(self.world, "192.0.2.1", 5050)
+        text = script(ClientFirewall("tun0", ports=(5050,)))
+        found = []
+        for loaded in (text.partition("add table arp")[0], text):
+            nft(self.client, loaded)
+            self.world.ip("neigh flush dev down0")
+            router.sendto(b"again", ("192.0.2.2", 5050))
+            found.append(received(ours))
+        self.assertEqual(found, [None, b"again"])
 
     def test_forwarded(self) -> None:
         """What a container sends to a port of our number goes into the tunnel, not past it."""
