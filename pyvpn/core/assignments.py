@@ -43,24 +43,17 @@ class Assignments:
         self._subnets: Subnets = {}
         self._last_device: dict[str, bytes] = {}
 
-    def push(self, pushed: control.Pushed) -> bool:
-        """Tell clients this from now on; whether it is news.
-
-        :raises LocalProtocolError: more than a CONFIG frame holds; nothing has changed.
-        """
-        control.config_parts(0, self._config((), pushed.routes, pushed))
-        news = pushed != self._pushed
-        self._pushed = pushed
-        return news
-
-    def put_behind(self, subnets: Subnets, peers: Iterable[ServerPeer]) -> bool:
-        """Route networks to the devices that have them behind them; whether it is news.
+    def change(self, pushed: control.Pushed, subnets: Subnets, peers: Iterable[ServerPeer]) -> bool:
+        """Tell clients this from now on, and route networks to what has them behind it.
 
         :param peers: all there are.
+        :returns: whether it is news.
+        :raises LocalProtocolError: more than a CONFIG frame holds; nothing has changed.
         """
-        if subnets == self._subnets:
+        if pushed == self._pushed and subnets == self._subnets:
             return False
-        self._subnets = dict(subnets)
+        control.config_parts(0, self._config((), pushed.routes, pushed))
+        self._pushed, self._subnets = pushed, dict(subnets)
         for peer in peers:
             if peer.lease is not None:
                 self._route(peer, peer.lease)

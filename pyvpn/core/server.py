@@ -128,18 +128,18 @@ class VPNServer(WireGuardCore):
             peer.lease = None
             self._end(peer, "forgotten")
 
-    def set_pushed(self, pushed: control.Pushed, now: float) -> None:
-        """Tell clients this from now on, those that are connected at once.
+    def set_network(self, pushed: control.Pushed, subnets: Subnets, now: float) -> None:
+        """Tell clients this from now on, those that are connected at once, if it is news.
 
+        :param subnets: what is behind which device; packets go there, and are taken from there.
         :raises LocalProtocolError: more than a CONFIG frame holds; nothing has changed.
         """
-        if self._assignments.push(pushed):
-            self._configure_all(now)
-
-    def set_subnets(self, subnets: Subnets, now: float) -> None:
-        """Route networks to the devices that have them behind them, and take packets from there."""
-        if self._assignments.put_behind(subnets, self._peers.values()):
-            self._configure_all(now)
+        if not self._assignments.change(pushed, subnets, self._peers.values()):
+            return
+        for peer in self._peers.values():
+            # Whoever has not said HELLO yet is told then.
+            if peer.current is not None and peer.lease is not None and peer.config_revision:
+                self._configure(peer, peer.lease, now)
 
     def login_decided(self, id: int, granted: bool, now: float) -> None:
         """Answer :class:`LoginRequested`; a refused login gets silence."""
@@ -491,12 +491,6 @@ class VPNServer(WireGuardCore):
                 self._last_id, peer.user, peer.device, hello.wanted4, hello.wanted6, hello.name
             )
         )
-
-    def _configure_all(self, now: float) -> None:
-        for peer in self._peers.values():
-            # Whoever has not said HELLO yet is told then.
-            if peer.current is not None and peer.lease is not None and peer.config_revision:
-                self._configure(peer, peer.lease, now)
 
     def _configure(self, peer: ServerPeer, lease: Lease, now: float) -> None:
         """Tell a client its addresses and all the rest, until it says that it has it."""

@@ -81,7 +81,7 @@ class Place:
 class Plan:
     """What follows from settings.
 
-    :ivar subnets: as :meth:`pyvpn.core.server.VPNServer.set_subnets` takes it.
+    :ivar subnets: as :meth:`pyvpn.core.server.VPNServer.set_network` takes it.
     :ivar places: each network beyond the VPN that somebody has named.
     """
 

@@ -316,9 +316,7 @@ class LiveNetwork:
             if problem not in self._told:
                 self._log.warn("{problem}", problem=problem)
         self._told = set(problems)
-        now = boottime()
-        self._core.set_subnets(offer.plan.subnets, now)
-        self._core.set_pushed(self._pushed(), now)
+        self._core.set_network(self._pushed(), offer.plan.subnets, boottime())
 
 
 def _reach(settings: NetworkSettings) -> tuple[bool, bool]:

@@ -19,6 +19,7 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from pyvpn.config import ServerConfig
+from pyvpn.core.assignments import Subnets
 from pyvpn.core.configtlv import Pushed
 from pyvpn.core.events import ConfigRefused
 from pyvpn.core.server import VPNServer
@@ -328,13 +329,13 @@ class NetworkTests(ServerCase):
         self.patch(livenetwork, "hub_lines", self.hub_lines)
         self.patch(NetworksInUse, "read", lambda system, without: self.in_use)
         self.told: list[Pushed] = []
-        tell = VPNServer.set_pushed
+        tell = VPNServer.set_network
 
-        def note(core: VPNServer, pushed: Pushed, now: float) -> None:
+        def note(core: VPNServer, pushed: Pushed, subnets: Subnets, now: float) -> None:
             self.told.append(pushed)
-            tell(core, pushed, now)
+            tell(core, pushed, subnets, now)
 
-        self.patch(VPNServer, "set_pushed", note)
+        self.patch(VPNServer, "set_network", note)
 
     def hub_lines(
         self, system: object, port: int, tun: str, internet: bool, dns: bool

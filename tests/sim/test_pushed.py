@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from pyvpn.core.assignments import Subnets
 from pyvpn.core.control import Pushed
 from pyvpn.core.events import ConfigRefused, Configured, Connected
 from pyvpn.errors import LocalProtocolError
@@ -23,7 +24,14 @@ PUSHED = Pushed(
 
 
 def push(simulation: Simulation, pushed: Pushed) -> None:
-    simulation.hub.core.set_pushed(pushed, simulation.now)
+    core = simulation.hub.core
+    core.set_network(pushed, core._assignments._subnets, simulation.now)
+    simulation.hub.drain()
+
+
+def put_behind(simulation: Simulation, subnets: Subnets) -> None:
+    core = simulation.hub.core
+    core.set_network(core._assignments._pushed, subnets, simulation.now)
     simulation.hub.drain()
 
 
@@ -108,12 +116,12 @@ class Behind(SynchronousTestCase):
         office.send(back)
         simulation.advance(1)
         self.assertEqual((simulation.hub.received, office.received), ([], []))
-        simulation.hub.core.set_subnets({(office.user, office.device): (OFFICE,)}, simulation.now)
+        put_behind(simulation, {(office.user, office.device): (OFFICE,)})
         simulation.hub.send(there)
         office.send(back)
         simulation.advance(1)
         self.assertEqual((simulation.hub.received, office.received), ([back], [there]))
-        simulation.hub.core.set_subnets({}, simulation.now)
+        put_behind(simulation, {})
         simulation.hub.send(there)
         simulation.advance(1)
         self.assertEqual(office.received, [there])
@@ -125,7 +133,7 @@ class Behind(SynchronousTestCase):
         other = with_client(simulation, "bob", "another")
         other.start()
         simulation.advance(1)
-        simulation.hub.core.set_subnets({(office.user, None): (OFFICE,)}, simulation.now)
+        put_behind(simulation, {(office.user, None): (OFFICE,)})
         push(simulation, PUSHED)
         simulation.advance(1)
         self.assertEqual(other.told(Configured)[-1].config.routes, PUSHED.routes)
@@ -134,7 +142,7 @@ class Behind(SynchronousTestCase):
     def test_the_last_device(self) -> None:
         """Without a device named it is the one of the user that said HELLO last."""
         simulation, first = connected()
-        simulation.hub.core.set_subnets({(first.user, None): (OFFICE,)}, simulation.now)
+        put_behind(simulation, {(first.user, None): (OFFICE,)})
         second = with_client(simulation)
         second.start()
         simulation.advance(1)
@@ -148,7 +156,7 @@ class Behind(SynchronousTestCase):
         """An address that lies in a network behind another device can be leased all the same."""
         simulation, office = connected()
         around = IPv4Network("10.10.0.0/16")
-        simulation.hub.core.set_subnets({(office.user, None): (around,)}, simulation.now)
+        put_behind(simulation, {(office.user, None): (around,)})
         other = with_client(simulation, "bob", "another")
         other.start()
         simulation.advance(1)
