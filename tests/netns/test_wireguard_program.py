@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from tests.netns.lab import Lab
 from tests.netns.namespaces import pids, why_not
 from tests.netns.processes import Process, search_path, wait_until
 from tests.scenes.hosts import WireGuardLab
@@ -20,6 +23,9 @@ SOCKETS = "/var/run/wireguard"
 class WireGuardLabCase(SynchronousTestCase):
     """A test in a laboratory with WireGuard's programs."""
 
+    lab: Any
+    make_lab: Callable[[], Lab] = WireGuardLab
+
     def setUp(self) -> None:
         missing = [
             name
@@ -30,7 +36,7 @@ class WireGuardLabCase(SynchronousTestCase):
         if reason is not None:
             required = os.environ.get("PYVPN_REQUIRE_NETNS") == "1"
             raise (self.failureException if required else SkipTest)(reason)
-        self.lab = WireGuardLab()
+        self.lab = type(self).make_lab()
         self.addCleanup(self.lab.close)
         self.lab.__enter__()
 
