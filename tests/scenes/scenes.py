@@ -79,7 +79,7 @@ LIST: list[tuple[str, Act, list[tuple[str, str]], int]] = [
     ("a wrong key draws silence", wrong_key, ALL, 45),
     ("wg show, showconf and syncconf agree", agreement, ALL, 45),
     ("the link is deleted", deleted_link, BY_QUICK, 45),
-    ("all traffic by wg-quick", all_traffic, BY_QUICK, 30),
+    ("all traffic", all_traffic, WITHOUT_HUB, 30),
     ("stock peer, password user and poll client", together, TO_HUB, 60),
     ("peer disable, enable, remove", switched_off, TO_HUB, 90),
     ("peer add --public-key", key_made_elsewhere, TO_HUB, 30),
