@@ -116,6 +116,7 @@ NETWORKS: list[tuple[str, Act, list[str], int]] = [
     ("hostile café", cafe.cafe, ["vpn alone", "all traffic"], 120),
     ("hostile café, programs that never rest", cafe.kill_switch, ["kill switch"], 150),
     ("hostile café, a neighbour who probes", cafe.probes, ["all traffic"], 45),
+    ("hostile café, routes to the VPN's own network", cafe.stolen, ["vpn alone"], 30),
     ("office LAN behind a client", office.office, ["vpn alone", "all traffic"], 150),
     (
         "office LAN behind a client, programs that never rest",
@@ -132,6 +133,7 @@ QUICK_NETWORKS = {
     (home.kill_switch, "kill switch"),
     (home.without_kill_switch, "all traffic"),
     (cafe.probes, "all traffic"),
+    (cafe.stolen, "vpn alone"),
     (office.office, "vpn alone"),
     (uplinks.uplinks, "all traffic"),
 }

@@ -1,7 +1,7 @@
 """In a café whose network is hostile.
 
 Its DHCP sends everything through the neighbour by routes that are longer than a default (option
-121), and the VPN's own network too; its resolver sends every name to the neighbour's web server;
+121), also into the VPN; its resolver sends every name to the neighbour's web server;
 the neighbour forwards what it gets, announces itself as an IPv6 router with such routes, and knocks
 at the tunnel's addresses from the LAN.
 """
@@ -27,12 +27,16 @@ from tests.scenes.networks.course import (
 )
 from tests.scenes.networks.lab import HOME, HUB, WWW, NetworksLab, Subnet
 from tests.scenes.networks.reach import FULL, PLAIN, SPLIT, reaches
+from tests.scenes.networks.state import same, snapshot
 from tests.scenes.networks.wire import tally
 
 ATTACKER = "neighbour"
 #: Addresses for the control of the probes; no client gets them.
 BARE = ("10.10.0.250", "fd00:77::250")
-VPN = "10.10.0.0/24"
+#: Holds the VPN's network.
+WIDE = "10.0.0.0/8"
+#: The VPN's network itself, and the hub in it.
+ITSELF = ("10.10.0.0/24", f"{HUB.inner4}/32")
 
 #: Every name is the attacker's.
 LIED = {
@@ -47,9 +51,9 @@ LIED = {
 THERE = {"vpn alone": SPLIT, "all traffic": FULL}
 
 
-def rogue(subnet: Subnet) -> tuple[str, ...]:
-    """What the hostile router hands out."""
-    routes = ("0.0.0.0/1", "128.0.0.0/1", f"{WWW.ipv4}/32", VPN)
+def rogue(subnet: Subnet, *more: str) -> tuple[str, ...]:
+    """What the hostile router hands out; `more` are routes."""
+    routes = ("0.0.0.0/1", "128.0.0.0/1", f"{WWW.ipv4}/32", WIDE, *more)
     by_attacker = ",".join(f"{route},{neighbour(subnet)}" for route in routes)
     # One address for every subnet: what is said must not depend on where it is said.
     lies = [f"--address=/#/{neighbour(HOME)}", f"--address=/#/{HOME.ipv6}::66"]
@@ -86,6 +90,20 @@ def kill_switch(lab: NetworksLab, variant: str, length: str) -> None:
     """In a hostile café the kill switch lets not one plaintext packet out, as at home."""
     enter(lab)
     never_rest(lab, PLACE, length)
+
+
+def stolen(lab: NetworksLab, variant: str, length: str) -> None:
+    """A café that claims to have the VPN's own network, and the hub in it, by routes through the
+    neighbour, gets nothing of what is for the VPN, and does not keep the client from it."""
+    enter(lab)
+    client = Client(Hub(lab, "--internet", endpoint=HUB.ipv4).start(), LAPTOP, "alice")
+    lab.move(LAPTOP, HOME, *rogue(HOME, *ITSELF))
+    expect(_goes_by(lab, HUB.inner4, neighbour(HOME)), "the neighbour has not the VPN's network")
+    before = snapshot(lab, LAPTOP)
+    client.up(*OPTIONS[variant])
+    reaches(lab, LAPTOP, THERE[variant], "connected")
+    client.down()
+    same(before, snapshot(lab, LAPTOP), "after 'pyvpn down'")
 
 
 def probes(lab: NetworksLab, variant: str, length: str) -> None:

@@ -144,5 +144,6 @@ def _bob_moves(lab: NetworksLab, *, back: bool = False) -> None:
     # The old ones first: a second address of a network goes with the first.
     lines = [f"address del {old}/24 dev eth0", f"address del {old6}/64 dev eth0"]
     lines += [f"address add {new}/24 dev eth0", f"address add {new6}/64 dev eth0"]
-    lines += [f"route replace default via {way}" for way in (ROAMER.gateway4, ROAMER.gateway6)]
+    ways = (ROAMER.gateway4, ROAMER.gateway6)
+    lines += [f"route replace default via {way} dev eth0" for way in ways]
     lab.ip(ROAD, *lines)
