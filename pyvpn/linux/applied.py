@@ -69,7 +69,12 @@ class AppliedState:
         dropped = steps_to_drop([record.step for record in records], wanted)
         gone = set(dropped)
         stay = {id(record) for record in records if record.step not in gone}
-        done = self._refused.union(record.step for record in records if id(record) in stay)
+        # Name servers are looked at by whoever sets them, since others like to set them, too.
+        done = self._refused.union(
+            record.step
+            for record in records
+            if id(record) in stay and not isinstance(record.step, NameServersTaken)
+        )
         missing = [step for step in wanted if step not in done]
         if not dropped and not missing:
             return []

@@ -182,16 +182,18 @@ def _routes(
             )
         else:
             steps.append(via)
-    _must_differ((step.table, step.destination) for step in steps if isinstance(step, RouteVia))
-    return steps, notes
+    _must_differ(steps)
+    return list(dict.fromkeys(steps)), notes
 
 
-def _must_differ(routes: Iterable[tuple[int | None, str]]) -> None:
+def _must_differ(steps: Iterable[Step]) -> None:
+    """No two routes of a table lead to one destination, but for an unreachable one below."""
     seen = set()
-    for table, destination in routes:
-        if (table, destination) in seen:
-            raise Refused(f"there are two routes to {destination}")
-        seen.add((table, destination))
+    for step in steps:
+        if isinstance(step, RouteVia) and step.route_type != "unreachable":
+            if (step.table, step.destination) in seen:
+                raise Refused(f"there are two routes to {step.destination}")
+            seen.add((step.table, step.destination))
 
 
 def _route(value: object, devices: Mapping[str, bool]) -> RouteVia:

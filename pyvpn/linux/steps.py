@@ -122,13 +122,18 @@ class AddressOn:
         return None
 
 
+_LAST = 4_000_000_000
+"""A metric that no other route's is higher than."""
+
+
 @dataclass(frozen=True)
 class RouteVia:
     """``destination`` is reached through the interface.
 
     :ivar table: the routing table, None for the main one.
     :ivar route_type: ``unicast``, or ``throw`` or ``unreachable``, which no interface takes along
-        when it goes.
+        when it goes. An unreachable one may stand below another to the same destination: it counts
+        when that one is gone.
     """
 
     kind: ClassVar[str] = "route"
@@ -142,7 +147,9 @@ class RouteVia:
             words = f"{self.destination} dev {self.device}"
         else:
             words = f"{self.route_type} {self.destination}"
-        return words if self.table is None else f"{words} table {self.table}"
+        if self.table is not None:
+            words += f" table {self.table}"
+        return f"{words} metric {_LAST}" if self.route_type == "unreachable" else words
 
     def do(self) -> str:
         return f"route add {self._words()}"

@@ -67,7 +67,8 @@ def other_full_tunnel(system: System, own_table: int) -> str | None:
     """
     for route in _routes(system):
         table = _table(route)
-        if route["dst"] == "default" and table in _OURS and table != own_table and "dev" in route:
+        leads = "dev" in route and route.get("type", "unicast") == "unicast"
+        if leads and route["dst"] == "default" and table in _OURS and table != own_table:
             return str(route["dev"])
     return None
 

@@ -38,8 +38,8 @@ MAX_NAME_SERVERS: Final = 3
 
 #: A note, and why all traffic cannot be asked for.
 NOT_OFFERED: Final = (
-    "--all-traffic: this hub offers no way to the internet (there it takes --internet); what is not"
-    " for the VPN goes out as before"
+    "this hub offers no way to the internet: there it takes --internet, or"
+    " 'pyvpn network set --internet on'"
 )
 
 DEFAULTS: Final[dict[int, Network]] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
@@ -108,7 +108,8 @@ class Plan:
     """What is to be made so.
 
     :ivar routes: what lies behind the hub beside the networks of our own addresses.
-    :ivar full: the families, 4 and 6, of which all traffic goes through the hub.
+    :ivar full: the families, 4 and 6, of which all traffic goes through the hub. With all traffic
+        wished for the other one leads nowhere.
     :ivar notes: what is not as it was asked for, a line each.
     """
 
@@ -134,7 +135,7 @@ def plan(
     through = _through(offered, wishes, own, notes)
     _check(through, wishes, machine)
     full = _full(offered, wishes, notes)
-    around = _around(told, wishes, machine, own, notes)
+    around = _around(told, wishes, machine, (*own, *through), notes)
     families = _families(wishes, machine)
     table = TABLES + machine.index
     routes: dict[Network, Route] = {}
@@ -144,18 +145,20 @@ def plan(
     for family in families:
         if family in full:
             routes[DEFAULTS[family]] = Route(str(DEFAULTS[family]), machine.tun, table)
-        elif full:
-            # Half of the traffic must not leave around the tunnel because the hub has no way
-            # for it.
-            nowhere = Route(str(DEFAULTS[family]), machine.tun, table, "unreachable")
-            routes[DEFAULTS[family]] = nowhere
     for network in around:
         if network.version in families:
             routes.setdefault(network, Route(str(network), machine.tun, table, "throw"))
+    # Nothing leaves around the tunnel because the hub has no way for it, or while the kernel has
+    # dropped a route with an address of the TUN.
+    nowhere = [
+        Route(str(DEFAULTS[family]), machine.tun, table, "unreachable")
+        for family in families
+        if wishes.all_traffic
+    ]
     reached = (*own, *through, *(DEFAULTS[family] for family in full))
     state = SystemState(
         links=(link,),
-        routes=tuple(routes.values()),
+        routes=(*nowhere, *routes.values()),
         rules=tuple(Rule(family, table, machine.tun) for family in families),
         sysctls={
             **({SOURCE_BY_MARK: "1"} if families else {}),
@@ -166,9 +169,9 @@ def plan(
             tuple(str(interface.ip) for interface in told.addresses),
             machine.ports,
             tuple(map(str, wishes.share)),
-            tuple(map(str, own)) if wishes.share else (),
+            tuple(map(str, own)),
         ),
-        name_servers=_name_servers(told, wishes, machine, reached, full, notes),
+        name_servers=_name_servers(told, wishes, machine, reached, notes),
     )
     return Plan(
         state,
@@ -219,7 +222,7 @@ def _full(offered: tuple[Network, ...], wishes: Wishes, notes: list[str]) -> set
         return set()
     full = default_families(offered)
     if not full:
-        notes.append(NOT_OFFERED)
+        notes.append(f"--all-traffic: {NOT_OFFERED}; until then nothing beyond the VPN is reached")
     return full
 
 
@@ -227,22 +230,34 @@ def _around(
     told: Config,
     wishes: Wishes,
     machine: Machine,
-    own: tuple[Network, ...],
+    inside: tuple[Network, ...],
     notes: list[str],
 ) -> list[Network]:
-    """What stays outside the tunnel though a wider network goes through it."""
+    """What stays outside the tunnel though all traffic, or a wider network, goes through it.
+
+    A network that this machine is in does so only beside all traffic: who runs it chose its
+    addresses, and could choose those of a host behind the VPN (TunnelCrack, LocalNet).
+    """
     around = list(wishes.exclude)
     for network in wishes.exclude:
-        for one in own:
+        for one in inside:
             if _within(one, network):
                 notes.append(
-                    f"--exclude {network}: the VPN's own {one} goes through it all the same"
+                    f"--exclude {network}: {one} is the VPN's and goes through it all the same"
                 )
     included = frozenset(wishes.include)
     around += [network for network in told.excluded if network not in included]
-    if wishes.keeps_lan:
-        around += [network for _, network in machine.lans]
-    return [network for network in dict.fromkeys(around) if network not in own]
+    for interface, lan in machine.lans if wishes.keeps_lan else ():
+        holding = [one for one in inside if _within(lan, one)]
+        wider = [one for one in holding if not _is_wide(one)]
+        if not wider and (holding or wishes.all_traffic):
+            around.append(lan)
+        elif wider and lan not in wishes.exclude:
+            notes.append(
+                f"{lan} of interface {interface} is in the VPN's {wider[0]}, so it is looked for"
+                f" behind the hub; --exclude {lan} keeps it here"
+            )
+    return [network for network in dict.fromkeys(around) if network not in inside]
 
 
 def _check(through: Sequence[Network], wishes: Wishes, machine: Machine) -> None:
@@ -284,7 +299,6 @@ def _name_servers(
     wishes: Wishes,
     machine: Machine,
     reached: Sequence[Network],
-    full: set[int],
     notes: list[str],
 ) -> NameServers | None:
     if not wishes.dns:
@@ -296,7 +310,7 @@ def _name_servers(
         if elsewhere:
             named = ", ".join(map(str, elsewhere))
             notes.append(f"not asked for names, since they are not behind the VPN: {named}")
-    if full and not servers:
+    if wishes.all_traffic and not servers:
         notes.append("no name server is behind the VPN: questions for names go where they went")
     if not servers:
         return None
@@ -304,7 +318,7 @@ def _name_servers(
         machine.tun,
         tuple(map(str, servers[:MAX_NAME_SERVERS])),
         told.search,
-        exclusive=bool(full) or wishes.only_dns,
+        exclusive=wishes.all_traffic or wishes.only_dns,
     )
 
 

@@ -105,8 +105,10 @@ class NetworkSetup:
         return self._lock.run(self._renew, None, all_traffic, None)
 
     def look_again(self) -> Deferred[list[str]]:
-        """This machine's own networks may have changed: do what follows from that."""
-        return self._lock.run(self._renew, None, None, None)
+        """This machine's own networks may have changed: do what follows from that, and make again
+        what others have taken away of ours.
+        """
+        return self._lock.run(self._renew, None, None, None, again=True)
 
     def before_all(self) -> SystemState | None:
         """What must hold before the hub is asked for anything: the kill switch, None without it."""
@@ -152,7 +154,9 @@ class NetworkSetup:
             "notes": [] if plan is None else list(plan.notes),
         }
 
-    async def _change(self, told: Config, wishes: Wishes, path: int, asked: bool) -> list[str]:
+    async def _change(
+        self, told: Config, wishes: Wishes, path: int, *, asked: bool, again: bool
+    ) -> list[str]:
         own = _networks(told)
         # It asks `ip` and blocks for some milliseconds. With other networks than before nothing is
         # being served; the same ones come with every login, and have been on the TUN since.
@@ -162,7 +166,7 @@ class NetworkSetup:
         found = self._decided(told, wishes, path)
         if asked and wishes.all_traffic and not found.full:
             raise ConfigError(NOT_OFFERED)
-        if found == before:
+        if found == before and not again:
             self.told, self.wishes, self._path = told, wishes, path
             return []
         old = () if before is None else before.routes
@@ -179,7 +183,11 @@ class NetworkSetup:
         return [*lines, *(f"note: {note}" for note in found.notes if note not in known)]
 
     def _renew(
-        self, told: Config | None, all_traffic: bool | None, path: int | None
+        self,
+        told: Config | None,
+        all_traffic: bool | None,
+        path: int | None,
+        again: bool = False,
     ) -> Deferred[list[str]]:
         """Make the change of what is given; before the hub's first word there is none to make."""
         wishes = self.wishes
@@ -190,7 +198,8 @@ class NetworkSetup:
         if told is None:
             self.wishes, self._path = wishes, path
             return Deferred.fromCoroutine(self._guard())
-        return Deferred.fromCoroutine(self._change(told, wishes, path, all_traffic is not None))
+        asked = all_traffic is not None
+        return Deferred.fromCoroutine(self._change(told, wishes, path, asked=asked, again=again))
 
     def _decided(self, told: Config, wishes: Wishes, path: int) -> Plan:
         """What shall be, with nothing changed yet."""
@@ -207,7 +216,7 @@ class NetworkSetup:
         )
         found = plan(told, wishes, machine, link, notes)
         found = evolve(found, state=evolve(found.state, kill_switch=self._kill_switch()))
-        if found.full and found != self.plan:
+        if wishes.all_traffic and found != self.plan:
             other = uplink.other_full_tunnel(self._system, TABLES + machine.index)
             if other is not None:
                 raise ConfigError(

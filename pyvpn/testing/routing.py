@@ -23,9 +23,14 @@ class FakeRoute(NamedTuple):
     def version(self) -> int:
         return ip_network(self.destination).version
 
+    @property
+    def last(self) -> bool:
+        """Whether it has a metric that lets all others to the same destination go first."""
+        return self.route_type == "unreachable"
+
     @classmethod
     def of(cls, words: list[str]) -> FakeRoute:
-        """``[throw|unreachable] NET [dev DEVICE] [table N]``."""
+        """``[throw|unreachable] NET [dev DEVICE] [table N] [metric N]``."""
         route_type = "unicast" if "/" in words[0] else words.pop(0)
         given = dict(zip(words[1::2], words[2::2], strict=True))
         table = int(given["table"]) if "table" in given else None
@@ -63,9 +68,9 @@ class FakeRouting:
             return
         # Two IPv4 routes of one table to one place cannot be, whatever their interfaces.
         for other in (*connected, *self.routes):
-            if (other.destination, other.table) == (route.destination, route.table) and (
-                route.version == 4 or other.device == route.device
-            ):
+            same = (other.destination, other.table) == (route.destination, route.table)
+            same = same and other.last == route.last
+            if same and (route.version == 4 or other.device == route.device):
                 raise KernelSaysNo("RTNETLINK answers: File exists")
         self.routes.append(route)
 

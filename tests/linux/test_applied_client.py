@@ -267,7 +267,7 @@ class Promises:
             self.child.apply(FULL),
             [
                 f"ip route add 0.0.0.0/0 dev leamit0 table {T}",
-                f"ip route add unreachable ::/0 table {T}",
+                f"ip route add unreachable ::/0 table {T} metric 4000000000",
                 f"ip rule add {words}",
             ],
         )

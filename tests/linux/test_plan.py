@@ -166,10 +166,10 @@ REFUSED: list[tuple[object, str]] = [
     (
         {
             **one_link(),
-            "routes": route("::/0", table=T)["routes"]
-            + route("::/0", table=T, kind="unreachable")["routes"],
+            "routes": route("0.0.0.0/0", table=T)["routes"]
+            + route("0.0.0.0/0", table=T, kind="throw")["routes"],
         },
-        "there are two routes to ::/0",
+        "there are two routes to 0.0.0.0/0",
     ),
     (rule(more=1), "a rule must have the fields family, table, device"),
     (rule(family=5), "there is no family 5"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from attrs import evolve
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import deferLater
@@ -252,23 +253,27 @@ class ClientTests(TestCase):
         return Deferred.fromCoroutine(run())
 
     def test_another_network_around(self) -> Deferred[None]:
-        """When this machine's networks have changed, what follows from that is done, once."""
+        """When this machine's networks have changed, what follows from that is done; and what
+        was asked of Linux is asked again, since others may have changed it, too."""
 
         async def run() -> None:
             service = self.start()
             applied = service.core.config_applied
             with mock.patch("pyvpn.service.networksetup.subnet_free"):
-                self.configured(1, "10.10.0.2/24", routes=["192.168.0.0/16"])
+                service._network.wishes = evolve(service._network.wishes, all_traffic=True)
+                self.configured(1, "10.10.0.2/24", routes=["0.0.0.0/0"])
                 self.child.answer()
                 await self.until(lambda: applied.call_count == 1)
                 service._settling.now()
-                self.assertEqual(len(self.child.asked), 1)
+                self.child.answer()
+                await self.until(lambda: len(self.child.asked) == 2)
+                self.assertEqual(*self.child.asked)
                 networksetup.uplink.private_lans.return_value = [
                     ("eth0", ip_network("192.168.1.0/24"))
                 ]
                 service._settling.now()
                 self.child.answer()
-                await self.until(lambda: len(self.child.asked) == 2)
+                await self.until(lambda: len(self.child.asked) == 3)
             kinds = {route.destination: route.kind for route in self.child.asked[-1].routes}
             self.assertEqual(kinds["192.168.1.0/24"], "throw")
             self.assertNotIn("throw", [route.kind for route in self.child.asked[0].routes])

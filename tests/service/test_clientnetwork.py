@@ -117,14 +117,27 @@ class Split(SynchronousTestCase):
         self.assertEqual(len(found.notes), 2)
 
     def test_private_networks_of_here(self) -> None:
-        """A network that this machine is in stays reached directly, unless its user says no."""
-        here = machine(lans=(("eth0", ip_network("192.168.1.0/24")),))
-        word = told("192.168.0.0/16")
-        self.assertEqual(table(made(word, here=here))["192.168.1.0/24"], "throw")
-        self.assertNotIn("192.168.1.0/24", table(made(word, Wishes(lan_access=False), here)))
-        self.assertNotIn("192.168.1.0/24", table(made(word, Wishes(kill_switch=True), here)))
-        both = Wishes(kill_switch=True, lan_access=True)
-        self.assertEqual(table(made(word, both, here))["192.168.1.0/24"], "throw")
+        """A network that this machine is in takes nothing from the VPN's by being narrower,
+        whoever runs it; its user is told, and may say otherwise."""
+        lan = "192.168.1.0/24"
+        here = machine(lans=(("eth0", ip_network(lan)),))
+        found = made(told("192.168.0.0/16"), here=here)
+        self.assertNotIn(lan, table(found))
+        (note,) = found.notes
+        for word in (lan, "eth0", "192.168.0.0/16", f"--exclude {lan}"):
+            self.assertIn(word, note)
+        found = made(told("192.168.0.0/16"), Wishes(exclude=nets(lan)), here)
+        self.assertEqual((table(found)[lan], found.notes), ("throw", ()))
+        inner = machine(lans=(("eth0", ip_network("10.10.0.0/25")),))
+        self.assertNotIn("10.10.0.0/25", table(made(told(), here=inner)))
+        offer = told("0.0.0.0/0", "::/0", "192.168.0.0/20")
+        for wishes, outside in (
+            (Wishes(all_traffic=True), False),
+            (Wishes(all_traffic=True, routes=True, kill_switch=True), False),
+            (Wishes(all_traffic=True, exclude=nets("192.168.0.0/20")), True),
+            (Wishes(all_traffic=True, exclude=nets("192.168.0.0/20"), kill_switch=True), False),
+        ):
+            self.assertEqual(lan in table(made(offer, wishes, here)), outside, wishes)
 
     def test_without_ipv6(self) -> None:
         """A machine without IPv6 gets none of it."""
@@ -164,11 +177,13 @@ class Full(SynchronousTestCase):
         self.assertEqual(found.routes, (DEFAULTS[4],))
 
     def test_none(self) -> None:
-        """A hub that offers nothing leaves the traffic where it was, and its user is told."""
+        """With a hub that offers nothing, nothing leaves around the tunnel, and it is told why."""
         found = made(told(), Wishes(all_traffic=True))
-        self.assertEqual(table(found), OWN_TABLE)
-        self.assertEqual(len(found.notes), 1)
+        nowhere = {"0.0.0.0/0": "unreachable", "::/0": "unreachable"}
+        self.assertEqual(table(found), {**OWN_TABLE, **nowhere})
+        self.assertEqual((found.routes, found.full), ((), frozenset()))
         self.assertIn("--internet", found.notes[0])
+        self.assertIn("no name server", found.notes[1])
 
     def test_halves(self) -> None:
         """Two halves are a whole."""
