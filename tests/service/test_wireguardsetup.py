@@ -109,7 +109,7 @@ class NetworkTests(SetupCase):
         # The control: one half is none.
         half = conf("", peer("AllowedIPs = 0.0.0.0/1"))
         self.assertFalse(self.wishes(half).all_traffic)
-        self.assertEqual(self.routes(half), {"0.0.0.0/1": "unicast", "192.168.1.0/24": "throw"})
+        self.assertEqual(self.routes(half), {"0.0.0.0/1": "unicast"})
 
     def test_endpoint_within(self) -> None:
         """A network that holds the endpoint of a peer is routed as others are: what carries the
