@@ -6,11 +6,12 @@ import getpass
 import os
 import sys
 
-from pyvpn.config import ClientConfig, WireGuardClientConfig, read_password_file
-from pyvpn.errors import ConfigError
-from pyvpn.linux import preflight
+from pyvpn.config import ClientConfig, WireGuardClientConfig, host_port, read_password_file
+from pyvpn.errors import ConfigError, StartError
+from pyvpn.linux import firewalls, killswitch, preflight
 from pyvpn.linux.commandline import wipe_argument
 from pyvpn.linux.cpu import cipher_warnings
+from pyvpn.linux.system import ChangeFailed, LinuxSystem
 from pyvpn.service import wireguardsetup
 from pyvpn.service.base import Surroundings, VPNService
 from pyvpn.service.client import ClientService
@@ -102,6 +103,8 @@ class Options(ServiceOptions):
         if config.port_explicit:
             preflight.udp_port_free(config.port, config.interface)
         preflight.writable(config.state_dir)
+        shared = bool(config.share)
+        self._check_firewalls(config, port=host_port(config.servers[0], 0)[1], shared=shared)
         for line in cipher_warnings(config.cipher):
             self.warn(line)
         self.place_files(config.files)
@@ -119,9 +122,39 @@ class Options(ServiceOptions):
         if port:
             preflight.udp_port_free(port, config.interface)
         preflight.writable(config.state_dir)
+        self._check_firewalls(config)
         for line in wireguardsetup.warnings(config, conf):
             self.warn(line)
         self.place_files(config.files)
+
+    def _check_firewalls(
+        self,
+        config: ClientConfig | WireGuardClientConfig,
+        *,
+        port: int | None = None,
+        shared: bool = False,
+    ) -> None:
+        """Refuse what nft is needed for and missing; say what others' rules will block."""
+        system = LinuxSystem()
+        if (config.kill_switch or shared) and not firewalls.nft_available(system):
+            option = "--kill-switch" if config.kill_switch else "--share"
+            raise StartError(f"{option} needs nft, which is not installed (package nftables)")
+        try:
+            owner = killswitch.standing(system)
+        except ChangeFailed as error:
+            raise StartError(f"cannot see whether a kill switch stands: {error}") from None
+        if owner is not None and owner != config.files.socket.stem:
+            said = (
+                f"the kill switch of {owner} stands: 'pyvpn down {owner.removeprefix('client-')}'"
+                " or 'pyvpn cleanup --kill-switch' lifts it"
+            )
+            if config.kill_switch:
+                raise StartError(f"{said}; a machine has one at most")
+            self.warn(f"{said}; until then nothing passes through this client")
+        for line in firewalls.client_lines(
+            system, config.tun, config.kill_switch, port=port, shared=shared
+        ):
+            self.warn(line)
 
     def _password(self, config: ClientConfig) -> str:
         if self.get("pw") is not None:

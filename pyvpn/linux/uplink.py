@@ -5,7 +5,7 @@ own way out leads, and who else wants the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, Final, NamedTuple
 
@@ -25,9 +25,6 @@ _CARRIER: Final = ip_network("100.64.0.0/10")  # RFC 6598: a provider's own NAT
 
 # The narrowest prefixes that still count as somebody's own network: a site's.
 _WIDEST_LAN: Final = {4: 16, 6: 48}
-
-# Wider networks are the internet, whatever their number: full tunnel is an option of its own.
-_WIDEST_ROUTE: Final = {4: 8, 6: 7}
 
 _OURS: Final = range(TABLES, TABLES + 65536)
 _NOT_A_WAY: Final = ("local", "broadcast", "multicast", "anycast")
@@ -70,52 +67,6 @@ def other_full_tunnel(system: System, own_table: int) -> str | None:
         leads = "dev" in route and route.get("type", "unicast") == "unicast"
         if leads and route["dst"] == "default" and table in _OURS and table != own_table:
             return str(route["dev"])
-    return None
-
-
-def conflicts(networks: Iterable[Network], system: System, ours: str | None) -> list[str]:
-    """A line for each of ``networks`` that this machine needs for itself, which names both.
-
-    :param networks: those that were pushed by the hub, or asked for with --include or --share.
-    :param ours: the interface that does not count, since it is the VPN's own.
-    :raises StartError: ``ip`` cannot tell.
-
-    As in :func:`pyvpn.linux.preflight.subnet_free` a wider route is no conflict, but a connected
-    network is one however wide: its machines are reached without a router.
-    """
-    connected = list(_connected(system, ours))
-    ways = list(_ways(system, ours))
-    lines = []
-    for network in networks:
-        if network.prefixlen < _WIDEST_ROUTE[network.version]:
-            continue
-        for name, own in connected:
-            if own.network.overlaps(network):
-                lines.append(f"{network} overlaps {own} of interface {name}")
-                break
-        else:
-            for name, destination in ways:
-                if _in(destination, (network,)):
-                    lines.append(f"{network} overlaps the route to {destination} ({name})")
-                    break
-    return lines
-
-
-def swallows(networks: Iterable[Network], addresses: Collection[str]) -> str | None:
-    """A line that names the first of ``networks`` that holds one of the hub's own outer addresses.
-
-    None if none does. Our datagrams would find their way by their mark, but what else runs on the
-    hub's machine, and whoever asks for it, would not. All traffic (a default route) is meant so.
-    """
-    for network in networks:
-        if network.prefixlen < _WIDEST_ROUTE[network.version]:
-            continue
-        for text in addresses:
-            address = ip_address(text.partition("%")[0])
-            # An IPv4 address as a dual-stack socket has it.
-            address = getattr(address, "ipv4_mapped", None) or address
-            if address.version == network.version and address in network:
-                return f"{network} holds {address}, the hub's own address outside the VPN"
     return None
 
 
@@ -209,21 +160,6 @@ def _connected(system: System, ours: str | None) -> Iterable[tuple[str, Any]]:
         for entry in link.get("addr_info", ()):
             if "local" in entry:
                 yield link["ifname"], ip_interface(f"{entry['local']}/{entry['prefixlen']}")
-
-
-def _ways(system: System, ours: str | None) -> Iterable[tuple[str, Network]]:
-    for route in _routes(system):
-        kind = route.get("type", "unicast")
-        if kind in _NOT_A_WAY or route["dst"] == "default":
-            continue
-        if ours is not None and route.get("dev") == ours:
-            continue
-        if _table(route) in _OURS and kind != "unicast":
-            continue
-        try:
-            yield route.get("dev", kind), ip_network(route["dst"])
-        except ValueError:
-            continue
 
 
 def _routes(system: System) -> list[dict[str, Any]]:

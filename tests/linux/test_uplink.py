@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import ip_network
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -94,49 +93,6 @@ class Networks(SynchronousTestCase):
         self.ip(f"-6 route add default dev eth1 table {other}")
         self.assertEqual(uplink.other_full_tunnel(self.system, own), "eth1")
 
-    def test_conflicts(self) -> None:
-        """A line names the network and what it overlaps, an interface's or a narrower route."""
-        self.address("192.168.1.20/24 dev eth0", "fd00:1::5/64 dev eth0", "10.5.0.1/24 dev eth1")
-        self.ip("route add 10.20.30.0/24 dev eth1")
-        self.ip("route add 10.0.0.0/8 dev eth1")
-        for network, line in (
-            ("192.168.0.0/16", "overlaps 192.168.1.20/24 of interface eth0"),
-            ("192.168.1.0/24", "overlaps 192.168.1.20/24 of interface eth0"),
-            ("192.168.1.5/32", "overlaps 192.168.1.20/24 of interface eth0"),
-            ("fd00:1::/48", "overlaps fd00:1::5/64 of interface eth0"),
-            ("10.20.0.0/16", "overlaps the route to 10.20.30.0/24 (eth1)"),
-            ("10.20.30.0/24", "overlaps the route to 10.20.30.0/24 (eth1)"),
-            ("10.20.30.0/25", None),
-            ("10.30.0.0/16", None),
-            ("fd00:2::/64", None),
-            ("0.0.0.0/0", None),
-            ("128.0.0.0/1", None),
-            ("::/0", None),
-        ):
-            lines = uplink.conflicts([ip_network(network)], self.system, "tun0")
-            self.assertEqual(lines, [] if line is None else [f"{network} {line}"])
-
-    def test_conflicts_of_ones_own(self) -> None:
-        """The VPN's own interface is left out; another client's route is not, its throw is."""
-        self.world.add_tun("tun0")
-        self.ip("link set tun0 up")
-        self.address("10.10.0.2/24 dev tun0")
-        self.ip("route add 10.40.0.0/16 dev tun0")
-        self.ip(f"route add throw 10.50.0.0/16 table {TABLES + 3}")
-        self.ip("route add unreachable 10.60.0.0/16")
-        wanted = [ip_network(f"10.{net}.0.0/16") for net in (10, 40, 50, 60)]
-        self.assertEqual(
-            uplink.conflicts(wanted, self.system, "tun0"),
-            ["10.60.0.0/16 overlaps the route to 10.60.0.0/16 (unreachable)"],
-        )
-        self.assertEqual(
-            uplink.conflicts(wanted[:3], self.system, None),
-            [
-                "10.10.0.0/16 overlaps 10.10.0.2/24 of interface tun0",
-                "10.40.0.0/16 overlaps the route to 10.40.0.0/16 (tun0)",
-            ],
-        )
-
     def test_port_forward_hint(self) -> None:
         """A hub at home is told what to set on its router; one that needs none is not."""
         self.assertIsNone(uplink.port_forward_hint(self.system, 5050, None))
@@ -188,33 +144,6 @@ class Networks(SynchronousTestCase):
         self.assertEqual(uplink.default_devices(self.system), ["eth0", "eth1"])
 
 
-class Swallowed(SynchronousTestCase):
-    """The hub's own address in a network that shall go through the tunnel."""
-
-    def test_swallows(self) -> None:
-        """The first network that holds one of the addresses is named, with it."""
-        networks = [ip_network(text) for text in ("10.9.0.0/16", "203.0.113.0/24", "fd00::/16")]
-        for addresses, line in (
-            (["198.51.100.7", "2001:db8::1"], None),
-            (
-                ["198.51.100.7", "203.0.113.9"],
-                "203.0.113.0/24 holds 203.0.113.9, the hub's own address outside the VPN",
-            ),
-            (
-                ["::ffff:10.9.1.1"],
-                "10.9.0.0/16 holds 10.9.1.1, the hub's own address outside the VPN",
-            ),
-            (["fd00::1%eth0"], "fd00::/16 holds fd00::1, the hub's own address outside the VPN"),
-        ):
-            self.assertEqual(uplink.swallows(networks, addresses), line)
-
-    def test_all_traffic(self) -> None:
-        """A default route, or halves of one, holds the hub's address and is meant so."""
-        networks = [ip_network(text) for text in ("0.0.0.0/0", "128.0.0.0/1", "::/0", "8000::/1")]
-        self.assertIsNone(uplink.swallows(networks, ["203.0.113.9", "2001:db8::1"]))
-        self.assertIsNotNone(uplink.swallows([ip_network("200.0.0.0/8")], ["200.0.113.9"]))
-
-
 class WithoutIP(FakeLinux):
     """A machine on which ip(8) is not installed, or has no IPv6."""
 
@@ -235,7 +164,6 @@ class Blind(SynchronousTestCase):
         for ask in (
             lambda: uplink.private_lans(system, "tun0"),
             lambda: uplink.other_full_tunnel(system, TABLES),
-            lambda: uplink.conflicts([ip_network("10.0.0.0/24")], system, None),
             lambda: uplink.port_forward_hint(system, 5050, None),
         ):
             with self.assertRaises(StartError) as caught:
