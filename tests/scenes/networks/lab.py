@@ -22,8 +22,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shlex
+import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -193,6 +196,29 @@ class NetworksLab(Lab):
         """A web server on port 80, IPv4 and IPv6, that says `name` and whom it sees (web.py)."""
         process = self.spawn(host, [sys.executable, web.__file__, name], "web")
         return self._listening(process, 80, 10)
+
+    def captured(self, process: Process) -> bytes:
+        """As the other laboratory's, where something goes on as a recording begins: of that the
+        kernel counts frames which no recording has. So all is written when nothing comes any more
+        for as long as tcpdump may leave a frame unread, a second."""
+        told = r"(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped"
+        since, last = time.monotonic(), ""
+
+        def caught_up() -> bool:
+            nonlocal since, last
+            process.popen.send_signal(signal.SIGUSR1)
+            lines = re.findall(told, process.text())
+            captured, received, _ = lines[-1] if lines else ("", "-", "")
+            if captured != last:
+                since, last = time.monotonic(), captured
+            return captured == received or (bool(lines) and time.monotonic() - since > 3)
+
+        process.wait_until(caught_up, "all packets written", 30)
+        process.stop(signal.SIGINT)
+        dropped = re.search(r"(\d+) packets? dropped by kernel$", process.text().strip())
+        if dropped is None or int(dropped[1]):
+            raise LabError(f"{process} left packets out: {process.text()[-300:]!r}")
+        return Path(process.argv[-1]).read_bytes()
 
     def mac(self, host: str, interface: str = "eth0") -> str:
         """An interface's link address."""
