@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from typing import ClassVar, NamedTuple
 
-MARK = 0x5056
+MARK = 0x2056
 """The mark of what must never enter the tunnel: our datagrams, and our own questions for the
 hub's address. By mark alone, never by destination, a packet is let past the tunnel: whoever rules
-the local network can choose addresses, but not marks (TunnelCrack, USENIX Security 2023).
+the local network can choose addresses, but not marks (TunnelCrack, USENIX Security 2023). It has
+none of the bits that Kubernetes (0x4000, 0x8000) and Tailscale (0xff0000) look at.
 """
 
 TABLES = 0x50560000

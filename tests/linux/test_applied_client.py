@@ -28,7 +28,7 @@ from tests.linux.worlds import (
 )
 
 T = 0x50560007  # of our tables (0x50560000 and on), one that no other test uses
-MARK = "0x5056"
+MARK = "0x2056"
 
 LINK = Link("leamit0", 1416, (Address("10.10.0.2/24"), Address("fd00:1::2/64")))
 SPLIT = SystemState(

@@ -36,7 +36,7 @@ from tests.linux.cables import (
 )
 from tests.tx.namespace import Namespace
 
-MARK = 0x5056
+MARK = 0x2056
 VPN = ("10.10.0.0/24", "fd00:10::/64")
 MANY = ("10.0.0.0/8", "10.10.0.0/24", "10.11.0.0/16", "fd00::/8", "fd00:10::/64")
 
@@ -213,7 +213,7 @@ class ClientMark(KernelTest):
         self.container.ip("route add default via 172.17.0.1")
         self.client.ip("route add default dev tun0 table 500")
         self.client.ip("route add throw 172.17.0.0/24 table 500")
-        self.client.ip("rule add not fwmark 0x5056 lookup 500 priority 30100")
+        self.client.ip("rule add not fwmark 0x2056 lookup 500 priority 30100")
         set_sysctl(self.client, "net/ipv4/conf/all/src_valid_mark", 1)
         set_sysctl(self.client, "net/ipv4/conf/all/rp_filter", 1)
 

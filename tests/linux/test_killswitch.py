@@ -30,7 +30,7 @@ from tests.linux.cables import (
 )
 from tests.tx.namespace import Namespace
 
-MARK = 0x5056
+MARK = 0x2056
 PORT = 5050
 WORLD = ("198.51.100.1", "2001:db8:f::1")
 RESOLVERS = ("198.51.100.53", "2001:db8:f::53")

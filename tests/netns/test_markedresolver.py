@@ -26,7 +26,7 @@ from pyvpn.service.markedresolver import MarkedResolver
 from pyvpn.service.resolver import Resolved
 from tests.tx.namespace import Namespace
 
-MARK = "0x5056"
+MARK = "0x2056"
 TABLE = "1347813383"
 PRIORITY = "30100"
 NAME = "hub.example"

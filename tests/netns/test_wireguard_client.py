@@ -65,7 +65,7 @@ class ClientTests(WireGuardLabCase):
         found: set[str] = set()
         for family in ("-4", "-6"):
             rules = self.inside("kiwi", "ip", family, "rule")
-            (table,) = re.findall(r"30100:\s+not from all fwmark 0x5056 lookup (\d+)", rules)
+            (table,) = re.findall(r"30100:\s+not from all fwmark 0x2056 lookup (\d+)", rules)
             argv = ["ip", "-json", family, "route", "show", "table", table]
             found |= {route["dst"] for route in json.loads(self.inside("kiwi", *argv))}
         return found
@@ -165,7 +165,7 @@ class ClientTests(WireGuardLabCase):
             )
         )
         self.inside("kiwi", "wg", "syncconf", "wg0", bare)
-        self.assertEqual(self.inside("kiwi", "wg", "show", "wg0", "fwmark").strip(), "0x5056")
+        self.assertEqual(self.inside("kiwi", "wg", "show", "wg0", "fwmark").strip(), "0x2056")
         self.assertNotEqual(self.inside("kiwi", "wg", "show", "wg0", "listen-port"), port)
         self.reached(process)
         self.lab.pyvpn("kiwi", "cleanup", "--kill-switch")

@@ -6,7 +6,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Sequence
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -279,6 +279,21 @@ class ClientTests(TestCase):
             self.assertNotIn("throw", [route.kind for route in self.child.asked[0].routes])
 
         return Deferred.fromCoroutine(run())
+
+    def test_servers_before(self) -> None:
+        """Asked for the hub's name are the name servers of before, the hub's not among them; but
+        one that is both, if there is no other."""
+        service = self.start()
+        service._network.told = Config(dns=(IPv4Address("9.9.9.9"),))
+        there = ["192.168.1.1", "9.9.9.9"]
+
+        def upstream(without: Sequence[str] = ()) -> list[str]:
+            return [server for server in there if server not in without]
+
+        with mock.patch("pyvpn.service.networksetup.upstream", upstream):
+            self.assertEqual(service._servers_before(), ["192.168.1.1"])
+            del there[0]
+            self.assertEqual(service._servers_before(), ["9.9.9.9"])
 
     def test_stop_while_setting_up(self) -> Deferred[None]:
         """A stop does not wait for the child's answer, and is no failure."""

@@ -29,7 +29,7 @@ from pyvpn.service.resolver import Resolved
 from pyvpn.testing.clock import ClockTimer, VirtualClock
 from tests.tx.namespace import Namespace
 
-MARK = 0x5056
+MARK = 0x2056
 SO_MARK = 36  # asm-generic/socket.h
 
 V4, OTHER, V6 = "192.0.2.53", "198.51.100.53", "2001:db8::53"

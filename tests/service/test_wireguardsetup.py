@@ -242,7 +242,7 @@ class CheckTests(SetupCase):
         )
         marked = conf("Table = off\nFwMark = 7", ok)
         self.refused(
-            marked, "FwMark: --kill-switch lets out the mark 0x5056 alone; leave one of the two out"
+            marked, "FwMark: --kill-switch lets out the mark 0x2056 alone; leave one of the two out"
         )
         wireguardsetup.check(self.config, conf("FwMark = 7", ok))
         self.config = config
@@ -292,7 +292,7 @@ class CheckTests(SetupCase):
             (
                 conf(f"{address}\nFwMark = 7", ok),
                 [
-                    f"{self.file}: FwMark = 0x7 is not used, since our routes go by 0x5056; with"
+                    f"{self.file}: FwMark = 0x7 is not used, since our routes go by 0x2056; with"
                     " 'Table = off' it is"
                 ],
             ),
