@@ -4,8 +4,7 @@
 preference with routes to both halves of IPv6 (RFC 4861 section 4.2, RFC 4191 section 2.3).
 
 ``attacks.py probe ADDRESS MAC OWN_MAC SOURCE…``: echo requests, TCP SYNs, and SYN-ACKs to ports
-that nobody has asked from, to an address behind a link address; from each source. It prints how
-many.
+that nobody has asked from, to an address behind a link address; from each source.
 """
 
 from __future__ import annotations
@@ -71,7 +70,6 @@ def probe(address: str, mac: str, own: str, *sources: str) -> None:
     """Send them all."""
     kind = 0x0800 if isinstance(ip_address(address), IPv4Address) else 0x86DD
     head = bytes.fromhex((mac + own).replace(":", "")) + struct.pack("!H", kind)
-    count = 0
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
         wire.bind(("eth0", 0))
         for source in sources:
@@ -82,8 +80,6 @@ def probe(address: str, mac: str, own: str, *sources: str) -> None:
                         probes.append(segment(source, address, port, flags, number))
                 for each in probes:
                     wire.send(head + each)
-                    count += 1
-    print(count)
 
 
 def announce() -> None:
