@@ -239,19 +239,24 @@ def client_lines(profile: str, answer: Mapping[str, Any], now: float) -> list[st
 def _through(answer: Mapping[str, Any]) -> str:
     """What goes through a client's tunnel: the VPN's traffic, and what else."""
     full = answer.get("all_traffic") or []
+    if len(full) > 1:
+        return "all traffic"
     if full:
-        which = "all traffic" if len(full) > 1 else f"all IPv{full[0]} traffic"
-        return f"{which}; the other family leads nowhere" if len(full) == 1 else which
+        return f"all IPv{full[0]} traffic; the other family leads nowhere"
     routes = answer.get("routes") or []
     more = f" and {printable(_joined(routes[:4]))}" if routes else ""
-    return f"the VPN{more}" + (f" and {len(routes) - 4} more" if len(routes) > 4 else "")
+    rest = f" and {len(routes) - 4} more" if len(routes) > 4 else ""
+    nowhere = "; all else leads nowhere" if answer.get("all_traffic_asked") else ""
+    return f"the VPN{more}{rest}{nowhere}"
 
 
 def _names(answer: Mapping[str, Any]) -> str:
     """Which name servers came with a client's network, and for which domains."""
-    servers = printable(_joined(answer.get("name_servers")) or None)
-    search = _joined(answer.get("search"))
-    return f"{servers} ({printable(search)})" if search else servers
+    servers, search = answer.get("name_servers"), answer.get("search")
+    if not servers:
+        return DASH
+    domains = f" ({printable(_joined(search))})" if search else ""
+    return printable(_joined(servers)) + domains
 
 
 def flat(answer: Mapping[str, Any]) -> dict[str, Any]:

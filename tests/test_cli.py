@@ -769,6 +769,42 @@ class StatusTests(CommandTestCase):
         "counters": {},
     }
 
+    def test_network(self) -> None:
+        """A client says what goes through it, which name servers came with it, and what is not
+        as it was asked for."""
+        for more, lines in (
+            (
+                {"routes": ["192.168.7.0/24"], "name_servers": ["10.10.0.1"], "search": ["pyvpn"]},
+                ["  through it the VPN and 192.168.7.0/24", "  names      10.10.0.1 (pyvpn)"],
+            ),
+            (
+                {"routes": [f"10.{n}.0.0/16" for n in range(6)]},
+                [
+                    "  through it the VPN and 10.0.0.0/16, 10.1.0.0/16, 10.2.0.0/16, 10.3.0.0/16"
+                    " and 2 more"
+                ],
+            ),
+            ({"all_traffic": [4, 6]}, ["  through it all traffic"]),
+            (
+                {"all_traffic": [4]},
+                ["  through it all IPv4 traffic; the other family leads nowhere"],
+            ),
+            (
+                {"all_traffic_asked": True, "notes": ["it is off\x1b"]},
+                ["  through it the VPN; all else leads nowhere", "  note: it is off?"],
+            ),
+            (
+                {"kill_switch": True, "problem": "no way"},
+                [
+                    "  nothing leaves but through it; lift that with: pyvpn down home",
+                    "  problem: no way",
+                ],
+            ),
+        ):
+            said = status.client_lines("home", {**self.CLIENT, **more}, 0.0)
+            for line in lines:
+                self.assertIn(line, said)
+
     def test_both(self) -> None:
         """Hub and client of one machine, as aligned text; names cannot steer the terminal."""
         self.hub(done(**self.HUB))
@@ -782,6 +818,8 @@ class StatusTests(CommandTestCase):
                 "  server     vpn.example.org:5050",
                 "  user       kiwi",
                 "  addresses  10.10.0.2/24",
+                "  through it the VPN",
+                "  names      -",
                 "  cipher     ChaCha20-Poly1305",
                 "  path MTU   1280+",
                 "  offloads   TUN none; UDP gro",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
-from ipaddress import ip_address
 from typing import Any
 
 from attrs import evolve
@@ -138,8 +137,9 @@ class NetworkSetup:
     def servers_before(self) -> list[str]:
         """Return the name servers that this machine had before it had the hub's."""
         ours = () if self.told is None else tuple(map(str, self.told.dns))
-        # A public one may be both, and is then asked around the tunnel as it was before.
-        return upstream(without=ours) or [one for one in upstream() if ip_address(one).is_global]
+        # Where there is no other one, one is both, as public ones often are; it is then asked
+        # around the tunnel as it was before.
+        return upstream(without=ours) or upstream()
 
     def status(self) -> dict[str, Any]:
         """What ``pyvpn status`` shows of it."""
@@ -147,6 +147,7 @@ class NetworkSetup:
         servers = None if plan is None else plan.state.name_servers
         return {
             "all_traffic": [] if plan is None else sorted(plan.full),
+            "all_traffic_asked": self.wishes.all_traffic,
             "routes": [] if plan is None else [str(network) for network in plan.routes],
             "name_servers": [] if servers is None else list(servers.servers),
             "search": [] if servers is None else list(servers.search),
