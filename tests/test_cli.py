@@ -23,6 +23,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from pyvpn import __version__, accounts, cli, instance, status
 from pyvpn.config import Profile
 from pyvpn.core import login
+from pyvpn.linux import killswitch
+from pyvpn.linux.system import ChangeFailed
 from pyvpn.state.directory import StateDirectory
 from pyvpn.terminal import table
 from pyvpn.token import JoinLink, NetworkToken
@@ -617,6 +619,8 @@ class InstanceTests(CommandTestCase):
         script = self.base / "fake_twistd.py"
         script.write_text(FAKE_TWISTD)
         self.patch(cli, "require_privilege", lambda: None)
+        self.standing: str | None = None
+        self.patch(killswitch, "lift", self.lift)
         self.patch(instance, "twistd", lambda: [sys.executable, str(script)])
         Profile("home", ("a:1",), "kiwi", TOKEN).save(self.profiles / "home.toml")
         self.addCleanup(self.end)
@@ -625,6 +629,65 @@ class InstanceTests(CommandTestCase):
         for path in self.run_dir.glob("*.pid"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(path.read_text()), signal.SIGKILL)
+
+    def lift(self, system: object, owner: str | None = None) -> list[str]:
+        """A machine with the kill switch of one client, or with none."""
+        if self.standing is None or owner not in (None, self.standing):
+            return []
+        lifted, self.standing = self.standing, None
+        return [f"kill switch of {lifted} lifted"]
+
+    def test_kill_switch(self) -> None:
+        """down lifts the client's own kill switch, of one that was killed too, and no other;
+        cleanup lifts any, but only when it is told to."""
+        os.environ["PYVPN_PW"] = "a long password"
+        self.addCleanup(os.environ.pop, "PYVPN_PW", None)
+        self.standing = "client-home"
+        self.assertEqual(self.pyvpn("up", "home")[0], 0)
+        code, out, _ = self.pyvpn("down", "home")
+        self.assertEqual((code, out.splitlines()[1]), (0, "kill switch of client-home lifted"))
+        self.standing = "client-home"
+        self.assertEqual(
+            self.pyvpn("down", "home"),
+            (0, "home was not running\nkill switch of client-home lifted\n", ""),
+        )
+        self.assertEqual(self.pyvpn("down", "home")[0], 3)
+        self.standing = "client-other"
+        self.assertEqual(self.pyvpn("down", "home")[0], 3)
+        self.assertEqual(self.pyvpn("cleanup"), (0, "nothing to repair\n", ""))
+        self.assertEqual(self.standing, "client-other")
+        self.assertEqual(
+            self.pyvpn("cleanup", "--kill-switch"), (0, "kill switch of client-other lifted\n", "")
+        )
+
+    def test_no_way_to_lift(self) -> None:
+        """A kill switch that cannot be lifted is an error, not a silence."""
+
+        def lift(system: object, owner: str | None = None) -> list[str]:
+            raise ChangeFailed(["nft"], 1, "no")
+
+        self.patch(killswitch, "lift", lift)
+        code, _, err = self.pyvpn("cleanup", "--kill-switch")
+        self.assertNotEqual(code, 0)
+        self.assertIn("the kill switch cannot be lifted: nft: no", err)
+
+    def test_traffic(self) -> None:
+        """traffic asks the running client, and shows what it has to say."""
+        asked: list[Any] = []
+
+        def answer(command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+            asked.append((command, arguments))
+            return {"ok": True, "result": {"notes": ["note: half of it"]}}
+
+        self.hub(answer, "client-home")
+        self.assertEqual(
+            self.pyvpn("traffic", "home", "all"),
+            (0, "all traffic goes through home\nnote: half of it\n", ""),
+        )
+        self.assertEqual(asked[-1], ("traffic", {"what": "all"}))
+        self.assertEqual(self.pyvpn("traffic", "home", "vpn")[0], 0)
+        self.assertEqual(asked[-1], ("traffic", {"what": "vpn"}))
+        self.assertEqual(self.pyvpn("traffic", "other", "vpn")[0], 3)
 
     def seen(self, name: str) -> dict[str, Any]:
         answer = cli.ask(self.run_dir / f"client-{name}.sock", "status")
