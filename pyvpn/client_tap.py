@@ -34,8 +34,8 @@ class Options(ServiceOptions):
         "A client of a PyVPN network. Without --pw the password comes from --pw-file,"
         f" ${PASSWORD_VARIABLE}, the profile's password file, or a question on the terminal. With"
         " --wireguard it is a client of a WireGuard server instead; of the other options it takes"
-        " --interface, --port, --tun, --mtu, --kill-switch, --lan-access, --no-dns, --state-dir and"
-        " --run-dir then."
+        " --interface, --port, --tun, --mtu, --kill-switch, --lan-access, --exclude, --no-dns,"
+        " --state-dir and --run-dir then."
     )
 
     optParameters = [

@@ -620,6 +620,7 @@ _WIREGUARD_OPTIONS: Final[Mapping[str, _Key]] = {
     "interface": _text(interface_address),
     "kill_switch": _flag(),
     "lan_access": _Key((str, bool), yes_no),
+    "exclude": _Key((str, list), networks),
     "no_dns": _flag(),
     "run_dir": _text(directory),
     "state_dir": _text(directory),
@@ -628,7 +629,7 @@ _WIREGUARD_OPTIONS: Final[Mapping[str, _Key]] = {
 _NOT_WITH_WIREGUARD: Final = (
     *("pw", "pw_file", "server", "user", "token_file", "profile", "profile_dir", "tun_addr"),
     *("tun_dstaddr", "tun_netmask", "cipher", "deliver", "poll_interval", "all_traffic", "include"),
-    *("exclude", "no_routes", "share"),
+    *("no_routes", "share"),
 )
 
 
@@ -647,6 +648,7 @@ class WireGuardClientConfig:
     interface: str | None = None
     kill_switch: bool = False
     lan_access: bool | None = None
+    exclude: tuple[Network, ...] = ()
     no_dns: bool = False
     run_dir: Path = RUN_DIR
     state_dir: Path = STATE_DIR

@@ -472,7 +472,7 @@ class WireGuardTests(OptionsCase):
 
     def test_other_options(self) -> None:
         """Every option that the file takes the place of is refused by its name."""
-        theirs = {"wireguard", "interface", "port", "tun", "mtu", "lan-access"}
+        theirs = {"wireguard", "interface", "port", "tun", "mtu", "lan-access", "exclude"}
         theirs |= {"state-dir", "run-dir"}
         others = set(CLIENT_OPTIONS) | CLIENT_FILES | {"pw"}
         values = {"tun-addr": "10.9.0.2", "server": "vpn.example.org"}
@@ -509,7 +509,9 @@ class WireGuardTests(OptionsCase):
 
     def test_values(self) -> None:
         """The options that do go with it are checked as ever."""
-        for option in ("interface", "port", "tun", "mtu", "lan-access", "run-dir", "state-dir"):
+        for option in (
+            *("interface", "port", "tun", "mtu", "lan-access", "exclude", "run-dir", "state-dir"),
+        ):
             value, message = CLIENT_OPTIONS[option][-1]
             argv = ["--wireguard", self.file, f"--{option}", value]
             self.refused(argv, f"--{option}: {message}")

@@ -145,7 +145,9 @@ def wishes(config: WireGuardClientConfig, conf: WireGuardConf) -> Wishes:
     return Wishes(
         all_traffic=bool(full(conf)),
         lan_access=config.lan_access,
-        include=tuple(narrower(conf)),
+        # The option counts more than the file, which one may not have written oneself.
+        include=tuple(one for one in narrower(conf) if one not in config.exclude),
+        exclude=config.exclude,
         dns=not config.no_dns,
         kill_switch=config.kill_switch,
         table=routed(conf),

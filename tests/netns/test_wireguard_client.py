@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from pyvpn.linux.firewall import MARK
 from tests.netns.lab import PORT
 from tests.netns.namespaces import pids
 from tests.netns.processes import Process, wait_until
@@ -20,7 +21,9 @@ from tests.scenes.networks.lab import (
     ELSEWHERE,
     HOME,
     HUB,
+    ROUTER,
     VPN_NAME,
+    WWW,
     WWW_NAME,
     NetworksLab,
 )
@@ -65,7 +68,7 @@ class ClientTests(WireGuardLabCase):
         found: set[str] = set()
         for family in ("-4", "-6"):
             rules = self.inside("kiwi", "ip", family, "rule")
-            (table,) = re.findall(r"30100:\s+not from all fwmark 0x2056 lookup (\d+)", rules)
+            (table,) = re.findall(rf"30100:\s+not from all fwmark {MARK:#x} lookup (\d+)", rules)
             argv = ["ip", "-json", family, "route", "show", "table", table]
             found |= {route["dst"] for route in json.loads(self.inside("kiwi", *argv))}
         return found
@@ -165,7 +168,7 @@ class ClientTests(WireGuardLabCase):
             )
         )
         self.inside("kiwi", "wg", "syncconf", "wg0", bare)
-        self.assertEqual(self.inside("kiwi", "wg", "show", "wg0", "fwmark").strip(), "0x2056")
+        self.assertEqual(self.inside("kiwi", "wg", "show", "wg0", "fwmark").strip(), hex(MARK))
         self.assertNotEqual(self.inside("kiwi", "wg", "show", "wg0", "listen-port"), port)
         self.reached(process)
         self.lab.pyvpn("kiwi", "cleanup", "--kill-switch")
@@ -392,7 +395,7 @@ class AllTrafficTests(WireGuardLabCase):
         self.through(again)
         again.stop()
         self.assertEqual(self.page(4), "")
-        self.lab.pyvpn(LAPTOP, "cleanup", "--kill-switch")
+        self.lab.pyvpn(LAPTOP, "down", "office")
         self.assertEqual(state.difference(self.before, state.snapshot(self.lab, LAPTOP)), "")
         self.assertIn(WWW_NAME, self.page(4))
         self.assertTrue(self.pings(NEIGHBOUR))
@@ -405,6 +408,24 @@ class AllTrafficTests(WireGuardLabCase):
         self.start("--no-dns", "--lan-access", "no")
         self.assertEqual(path.read_text(), text)
         self.assertFalse(self.pings(NEIGHBOUR))
+
+    def test_public_server(self) -> None:
+        """The server's name is found where the file's name server is the machine's own, too."""
+        self.lab.name_servers(LAPTOP, DNS)
+        self.conf.write_text(
+            self.conf.read_text().replace(f"DNS = {self.server[0]}", f"DNS = {DNS}")
+        )
+        process = self.start()
+        self.through(process)
+        self.assertIn("PyVPN set the name servers", self.lab.etc(LAPTOP, "resolv.conf").read_text())
+
+    def test_excluded(self) -> None:
+        """With --exclude a part of all traffic goes where it went before."""
+        process = self.start("--exclude", f"{WWW.ipv4}/32")
+        self.assertIn(" dev eth0 ", self.inside(LAPTOP, "ip", "route", "get", WWW.ipv4))
+        self.assertIn(" dev office ", self.inside(LAPTOP, "ip", "route", "get", DNS))
+        process.wait_until(lambda: ROUTER.ipv4 in self.page(4), "a page past the tunnel", 20)
+        process.wait_until(lambda: HUB.ipv6 in self.page(6), "a page through it", 20)
 
     def test_another_place(self) -> None:
         """In another network the tunnel goes on, with what is near there reached beside it."""

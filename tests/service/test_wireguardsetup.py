@@ -51,15 +51,16 @@ class NetworkTests(SetupCase):
     def options(self, **options: object) -> WireGuardClientConfig:
         return WireGuardClientConfig.load({"wireguard": str(self.file), **options})
 
-    def planned(self, given: WireGuardConf, *, lan: str = "192.168.1.0/24") -> Plan:
+    def planned(self, given: WireGuardConf, **options: object) -> Plan:
         """What comes of it on a machine with a LAN."""
-        told, wishes = wireguardsetup.told(given), self.wishes(given)
+        told, wishes = wireguardsetup.told(given), self.wishes(given, **options)
         link, notes = link_of(told, wishes, "office", 65535, ipv6=True)
-        lans = (("eth0", IPv4Network(lan)),)
+        lans = (("eth0", IPv4Network("192.168.1.0/24")),)
         return plan(told, wishes, Machine("office", 7, (5,), lans=lans), link, notes)
 
-    def routes(self, given: WireGuardConf) -> dict[str, str]:
-        return {route.destination: route.kind for route in self.planned(given).state.routes}
+    def routes(self, given: WireGuardConf, **options: object) -> dict[str, str]:
+        routes = self.planned(given, **options).state.routes
+        return {route.destination: route.kind for route in routes}
 
     def test_link(self) -> None:
         """The link has the file's name, addresses and MTU; an option beats the file, and 1420 is
@@ -117,6 +118,18 @@ class NetworkTests(SetupCase):
         given = conf("", peer("AllowedIPs = 10.1.0.0/16\nEndpoint = 10.1.2.3:1"))
         self.assertEqual(self.routes(given)["10.1.0.0/16"], "unicast")
         self.assertEqual(wireguardsetup.mark(given), MARK)
+
+    def test_exclude(self) -> None:
+        """What the option excludes stays outside, be it all of what the file names or a part."""
+        given = conf("", peer("AllowedIPs = 10.1.0.0/16, 192.168.0.0/16"))
+        (note,) = self.planned(given).notes
+        self.assertIn("--exclude 192.168.1.0/24", note)
+        nets = "192.168.1.0/24,10.1.0.0/16"
+        self.assertEqual(
+            self.routes(given, exclude=nets),
+            {"192.168.0.0/16": "unicast", "192.168.1.0/24": "throw", "10.1.0.0/16": "throw"},
+        )
+        self.assertEqual(self.planned(given, exclude=nets).notes, ())
 
     def test_table(self) -> None:
         """Table says whether there are routes; those of other tables are left to wg-quick, and
@@ -242,7 +255,8 @@ class CheckTests(SetupCase):
         )
         marked = conf("Table = off\nFwMark = 7", ok)
         self.refused(
-            marked, "FwMark: --kill-switch lets out the mark 0x2056 alone; leave one of the two out"
+            marked,
+            f"FwMark: --kill-switch lets out the mark {MARK:#x} alone; leave one of the two out",
         )
         wireguardsetup.check(self.config, conf("FwMark = 7", ok))
         self.config = config
@@ -292,7 +306,7 @@ class CheckTests(SetupCase):
             (
                 conf(f"{address}\nFwMark = 7", ok),
                 [
-                    f"{self.file}: FwMark = 0x7 is not used, since our routes go by 0x2056; with"
+                    f"{self.file}: FwMark = 0x7 is not used, since our routes go by {MARK:#x}; with"
                     " 'Table = off' it is"
                 ],
             ),
