@@ -92,11 +92,16 @@ class Search:
             self._arm()
 
     def hurry(self) -> None:
-        """Begin with short waits again: the network is another now."""
+        """Begin with short waits again: the network is another now.
+
+        A name that is being looked up in the one of before is asked for anew: there it may take
+        long to learn that nobody answers.
+        """
         for sought in self._sought.values():
-            if sought.due is not None:
+            soon = sought.tried + FIRST_WAIT
+            if not sought.there:
                 sought.wait = FIRST_WAIT
-                sought.due = min(sought.due, sought.tried + FIRST_WAIT)
+                sought.due = soon if sought.due is None else min(sought.due, soon)
         self._arm()
 
     def _due(self) -> None:
@@ -104,12 +109,14 @@ class Search:
         for key, sought in list(self._sought.items()):
             if sought.due is not None and sought.due <= now:
                 sought.due, sought.tried = None, now
-                self._resolve([sought.place]).addCallback(self._resolved, key, sought)
+                self._resolve([sought.place]).addCallback(self._resolved, key, sought, now)
         self._arm()
 
-    def _resolved(self, resolved: Resolved, key: bytes, sought: _Sought) -> None:
+    def _resolved(self, resolved: Resolved, key: bytes, sought: _Sought, asked: float) -> None:
         if self._sought.get(key) is not sought or sought.there:
             return  # closed, or it has found us meanwhile
+        if sought.tried != asked and not resolved.places:
+            return  # asked for anew since
         sought.due = self._clock() + sought.wait
         sought.wait = min(2 * sought.wait, LAST_WAIT)
         for problem in resolved.problems:

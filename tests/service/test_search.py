@@ -148,6 +148,42 @@ class SearchTests(SynchronousTestCase):
         search.hurry()
         self.assertIsNone(self.timer.armed)
 
+    def test_hurry_while_looking_up(self) -> None:
+        """A name that is looked up while the network changes is asked for anew after 5 s; that
+        the network of before has no address for it counts no more. One that is found by then is
+        not asked for."""
+        before: Deferred[Resolved] = Deferred()
+        self.answers = [before]
+        search = self.search()
+        self.pass_time(2)
+        search.hurry()
+        self.pass_time(2.9)
+        self.assertEqual(len(self.asked), 1)
+        now: Deferred[Resolved] = Deferred()
+        self.answers = [now]
+        self.pass_time(0.1)
+        self.assertEqual(len(self.asked), 2)
+        before.callback(Resolved([], ["cannot resolve it: no network"]))
+        self.assertEqual(self.tried, [])
+        search.hurry()
+        now.callback(Resolved(FOUND, []))
+        self.assertEqual([place for _, _, place in self.tried], FOUND[:1])
+        self.pass_time(4.9)
+        self.assertEqual(len(self.asked), 2)
+
+    def test_slow_and_hurried(self) -> None:
+        """An address is used however long it took, also where the network changes all the time."""
+        slow: list[Resolved | Deferred[Resolved]] = [Deferred(), Deferred(), Deferred()]
+        self.answers = list(slow)
+        search = self.search()
+        for _ in range(4):
+            self.pass_time(3)
+            search.hurry()
+        self.assertEqual(len(self.asked), 3)
+        assert isinstance(slow[0], Deferred)
+        slow[0].callback(Resolved(FOUND, []))
+        self.assertEqual([place for _, _, place in self.tried], FOUND[:1])
+
     def test_many(self) -> None:
         """Each peer has its own waits, and strangers do not matter."""
         search = self.search({KEY: NAME, OTHER: ("198.51.100.1", 1)})
