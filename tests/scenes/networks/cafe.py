@@ -61,7 +61,20 @@ def rogue(subnet: Subnet, *more: str) -> tuple[str, ...]:
     return (f"--dhcp-option=121,{by_attacker}", *lies)
 
 
-PLACE = Place(rogue, LIED, endpoint=HUB.ipv4, asks=False)
+def settled(lab: NetworksLab, subnet: Subnet) -> None:
+    """Wait until everything outside the VPN goes through the neighbour, who announces himself once
+    a second."""
+    for network, by in (
+        ("0.0.0.0/1", neighbour(subnet)),
+        ("128.0.0.0/1", neighbour(subnet)),
+        ("::/1", lab.link_local(ATTACKER)),
+        ("8000::/1", lab.link_local(ATTACKER)),
+    ):
+        known = partial(_goes_by, lab, network, by)
+        lab.wait_until(known, f"the way to {network} by the neighbour", 15)
+
+
+PLACE = Place(rogue, LIED, endpoint=HUB.ipv4, asks=False, settled=settled)
 
 
 def enter(lab: NetworksLab) -> None:
@@ -75,9 +88,6 @@ def enter(lab: NetworksLab) -> None:
     lab.run(LAPTOP, ["sysctl", "-qw", believe], check=True)
     lab.spawn(ATTACKER, [sys.executable, attacks.__file__, "announce"], "announce")
     PLACE.arrive(lab, strict=False)
-    for address, by in ((WWW.ipv4, neighbour(HOME)), (WWW.ipv6, lab.link_local(ATTACKER))):
-        by_attacker = partial(_goes_by, lab, address, by)
-        lab.wait_until(by_attacker, f"the way to {address} by the neighbour", 15)
 
 
 def cafe(lab: NetworksLab, variant: str, length: str) -> None:
@@ -99,7 +109,9 @@ def stolen(lab: NetworksLab, variant: str, length: str) -> None:
     enter(lab)
     client = Client(Hub(lab, "--internet", endpoint=HUB.ipv4).start(), LAPTOP, "alice")
     lab.move(LAPTOP, HOME, *rogue(HOME, *ITSELF))
-    expect(_goes_by(lab, HUB.inner4, neighbour(HOME)), "the neighbour has not the VPN's network")
+    settled(lab, HOME)
+    for network in ITSELF:
+        expect(_goes_by(lab, network, neighbour(HOME)), f"{network} is not the neighbour's")
     before = snapshot(lab, LAPTOP)
     client.up(*OPTIONS[variant])
     reaches(lab, LAPTOP, THERE[variant], "connected")
@@ -162,8 +174,10 @@ def _probed(lab: NetworksLab, address: str) -> tuple[int, int]:
     return after[0] - before[0] - MARKERS, after[1] - before[1]
 
 
-def _goes_by(lab: NetworksLab, address: str, by: str) -> bool:
-    return f"via {by} " in lab.way(LAPTOP, address)
+def _goes_by(lab: NetworksLab, network: str, by: str) -> bool:
+    family = "-6" if ":" in network else "-4"
+    argv = ["ip", family, "route", "show", "exact", network, "table", "main"]
+    return f"via {by} " in lab.run(LAPTOP, argv, check=True).stdout
 
 
 def _sent(lab: NetworksLab) -> tuple[int, int]:

@@ -56,12 +56,14 @@ class Place:
     :ivar plain: what can be done there without the VPN (reach.py).
     :ivar endpoint: what invitations to the VPN name.
     :ivar asks: whether the hub's name is asked for.
+    :ivar settled: waits, with a lease in this subnet, until all is as it is going to be.
     """
 
     router: Callable[[Subnet], tuple[str, ...]]
     plain: Mapping[str, str]
     endpoint: str = VPN_NAME
     asks: bool = True
+    settled: Callable[[NetworksLab, Subnet], None] = lambda lab, subnet: None
 
     def arrive(self, lab: NetworksLab, *, strict: bool) -> None:
         """The laptop has a lease, and reaches what there is but the VPN.
@@ -72,11 +74,13 @@ class Place:
         setting = f"net.ipv4.conf.all.rp_filter={int(strict)}"
         lab.run(LAPTOP, ["sysctl", "-qw", setting], check=True)
         lab.lease(LAPTOP)
+        self.settled(lab, HOME)
         reaches(lab, LAPTOP, self.plain, "before the VPN")
 
     def move(self, lab: NetworksLab, subnet: Subnet) -> None:
         """The laptop comes into another network of the same kind."""
         lab.move(LAPTOP, subnet, *self.router(subnet))
+        self.settled(lab, subnet)
 
 
 def stay(
