@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
-from typing import Any, Final
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final
 
-from pyvpn.errors import StartError
+from pyvpn.linux import iproute
 from pyvpn.linux.system import System
 from pyvpn.values import Address, Network
 
@@ -36,36 +35,29 @@ class NetworksInUse:
     routes: tuple[tuple[Network, str], ...] = ()
 
     @classmethod
-    def read(cls, system: System, without: str) -> NetworksInUse:
+    def read(cls, system: System, without: str | None) -> NetworksInUse:
         """Ask ``ip``; it takes a few milliseconds.
 
         :param without: the interface that does not count, since it is our own.
         :raises StartError: it cannot tell.
         """
-        addresses = []
-        for link in _ask(system, "address", "show"):
-            if link["ifname"] in (without, "lo"):
-                continue
-            for entry in link.get("addr_info", ()):
-                if "local" in entry:
-                    own = ip_interface(f"{entry['local']}/{entry['prefixlen']}")
-                    addresses.append((own.ip, own.network, link["ifname"]))
-        routes = []
-        for family in ("-4", "-6"):
-            for route in _ask(system, family, "route", "show", "table", "all"):
-                kind = route.get("type", "unicast")
-                if kind in ("local", "broadcast", "multicast", "anycast") or (
-                    route.get("dev") in (without, "lo")
-                ):
-                    continue
-                if route["dst"] != "default":
-                    routes.append((ip_network(route["dst"]), route.get("dev", kind)))
+        addresses = [
+            (own.ip, own.network, link["ifname"])
+            for link, _, own in iproute.addresses(system, without)
+        ]
+        routes = [
+            (ip_network(route["dst"]), route.get("dev", route.get("type", "unicast")))
+            for route in iproute.all_routes(system)
+            if route["dst"] != "default"
+            and route.get("type") != "throw"  # which says that it leads nowhere from here
+            and route.get("dev", "") not in (without, "lo")
+        ]
         return cls(tuple(addresses), tuple(routes))
 
     def taken(self, network: Network) -> str | None:
         """Why no route may lead ``network`` elsewhere: this machine is in it or knows a way there.
 
-        As :func:`pyvpn.linux.preflight.subnet_free`: a wider route is none of our business.
+        A wider route, up to the default route, is none of our business: ours is the narrower one.
         """
         for address, around, interface in self.addresses:
             if around.version == network.version and around.overlaps(network):
@@ -117,16 +109,4 @@ def numeric_hosts(endpoints: str | None) -> list[Address]:
             found.append(ip_address(endpoint.rpartition(":")[0].strip("[]")))
         except ValueError:
             continue
-    return found
-
-
-def _ask(system: System, *words: str) -> list[dict[str, Any]]:
-    argv = ["ip", "-json", *words]
-    done = system.run(argv, "")
-    if done.code != 0:
-        # Without IPv6 in the kernel there are no routes of it to show.
-        if "-6" in words and done.code != 127:
-            return []
-        raise StartError(f"'{' '.join(argv)}' failed: {done.stderr.strip()}")
-    found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
     return found

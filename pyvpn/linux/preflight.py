@@ -6,14 +6,13 @@ Each returns None when all is well and raises with one line for a person otherwi
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
-from typing import Any
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from pyvpn.errors import ConfigError, StartError
+from pyvpn.linux.inuse import NetworksInUse
 from pyvpn.linux.system import LinuxSystem, System
 from pyvpn.linux.tun import DEVICE_NODE, explain_tun_error
 
@@ -81,36 +80,11 @@ def subnet_free(
     :raises ConfigError: one is; names the interface or route.
     :raises StartError: ``ip`` cannot tell.
     """
-    system = LinuxSystem() if system is None else system
-    wanted = list(networks)
-    for link in _ask_ip(system, "address", "show"):
-        if link["ifname"] == ours:
-            continue
-        for entry in link.get("addr_info", ()):
-            if "local" not in entry:
-                continue
-            theirs = ip_interface(f"{entry['local']}/{entry['prefixlen']}")
-            for network in wanted:
-                if network.version == theirs.version and network.overlaps(theirs.network):
-                    raise ConfigError(
-                        f"{network} overlaps {theirs} of interface {link['ifname']};"
-                        f" {remedy or _another(network)}"
-                    )
-    routes = _ask_ip(system, "route", "show", "table", "all")
-    routes += _ask_ip(system, "-6", "route", "show", "table", "all")
-    for route in routes:
-        if route.get("type", "unicast") in ("local", "broadcast", "multicast", "anycast"):
-            continue
-        if ours is not None and route.get("dev") == ours:
-            continue
-        destination = _destination(route["dst"])
-        for network in wanted:
-            if destination is not None and _holds(network, destination):
-                through = route.get("dev", route.get("type", "another interface"))
-                raise ConfigError(
-                    f"{network} overlaps the route to {destination} ({through});"
-                    f" {remedy or _another(network)}"
-                )
+    in_use = NetworksInUse.read(LinuxSystem() if system is None else system, ours)
+    for network in networks:
+        problem = in_use.taken(network)
+        if problem is not None:
+            raise ConfigError(f"{problem}; {remedy or _another(network)}")
 
 
 def udp_port_free(port: int, interface: str | None = None) -> None:
@@ -164,31 +138,6 @@ def writable(directory: str | os.PathLike[str]) -> None:
         else:
             why, remedy = "", "start as root or "
         raise StartError(f"cannot write to {place}{made}{why}; {remedy}choose another directory")
-
-
-def _ask_ip(system: System, *words: str) -> list[dict[str, Any]]:
-    argv = ["ip", "-json", *words]
-    done = system.run(argv, "")
-    if done.code != 0:
-        # Without IPv6 in the kernel there are no routes of it to show.
-        if "-6" in words and done.code != 127:
-            return []
-        raise StartError(f"'{' '.join(argv)}' failed: {done.stderr.strip()}")
-    found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
-    return found
-
-
-def _destination(text: str) -> Network | None:
-    try:
-        return None if text == "default" else ip_network(text)
-    except ValueError:
-        return None
-
-
-def _holds(network: Network, destination: Network) -> bool:
-    if isinstance(network, IPv4Network):
-        return isinstance(destination, IPv4Network) and destination.subnet_of(network)
-    return isinstance(destination, IPv6Network) and destination.subnet_of(network)
 
 
 def _another(network: Network) -> str:

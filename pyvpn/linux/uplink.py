@@ -4,12 +4,12 @@ own way out leads, and who else wants the same.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any, Final, NamedTuple
 
-from pyvpn.errors import ConfigError, StartError
+from pyvpn.errors import ConfigError
+from pyvpn.linux import iproute
 from pyvpn.linux.firewall import TABLES
 from pyvpn.linux.system import System
 from pyvpn.values import Address, Network, host_port
@@ -27,7 +27,6 @@ _CARRIER: Final = ip_network("100.64.0.0/10")  # RFC 6598: a provider's own NAT
 _WIDEST_LAN: Final = {4: 16, 6: 48}
 
 _OURS: Final = range(TABLES, TABLES + 65536)
-_NOT_A_WAY: Final = ("local", "broadcast", "multicast", "anycast")
 
 
 def private_lans(system: System, without_device: str) -> list[tuple[str, Network]]:
@@ -43,16 +42,13 @@ def private_lans(system: System, without_device: str) -> list[tuple[str, Network
     VPN's, mostly.
     """
     found: dict[tuple[str, Network], None] = {}
-    for link in _ask(system, "address", "show"):
+    for link, entry, own in iproute.addresses(system, without_device):
         flags = link.get("flags", ())
-        if link["ifname"] == without_device or "POINTOPOINT" in flags or "LOOPBACK" in flags:
+        if "POINTOPOINT" in flags or "LOOPBACK" in flags or "address" in entry:
             continue
-        for entry in link.get("addr_info", ()):
-            if "local" not in entry or "address" in entry:
-                continue
-            network = ip_interface(f"{entry['local']}/{entry['prefixlen']}").network
-            if network.prefixlen >= _WIDEST_LAN[network.version] and _in(network, _PRIVATE):
-                found[link["ifname"], network] = None
+        network = own.network
+        if network.prefixlen >= _WIDEST_LAN[network.version] and _in(network, _PRIVATE):
+            found[link["ifname"], network] = None
     return list(found)
 
 
@@ -62,7 +58,7 @@ def other_full_tunnel(system: System, own_table: int) -> str | None:
     :param own_table: the table that is one's own.
     :raises StartError: ``ip`` cannot tell.
     """
-    for route in _routes(system):
+    for route in iproute.all_routes(system):
         table = _table(route)
         leads = "dev" in route and route.get("type", "unicast") == "unicast"
         if leads and route["dst"] == "default" and table in _OURS and table != own_table:
@@ -84,7 +80,7 @@ def port_forward_hint(system: System, port: int, endpoint: str | None) -> str | 
         return None
     outside = port
     if endpoint is not None:
-        own = {ip_address(found.ip) for _, found in _connected(system, None)}
+        own = {found.ip for _, _, found in iproute.addresses(system)}
         behind = [one for one in _endpoints(endpoint, port) if one[0] not in own]
         if not behind:
             return None
@@ -109,15 +105,15 @@ class _Gateway(NamedTuple):
 def _gateway(system: System) -> _Gateway | None:
     routes = [
         route
-        for route in _ask(system, "-4", "route", "show", "default")
+        for route in iproute.ask(system, "-4", "route", "show", "default")
         if "dev" in route and route.get("type", "unicast") == "unicast"
     ]
     for route in sorted(routes, key=lambda route: int(route.get("metric", 0))):
         source = route.get("prefsrc") or next(
             (
                 str(own.ip)
-                for name, own in _connected(system, None)
-                if name == route["dev"] and own.version == 4
+                for link, _, own in iproute.addresses(system)
+                if link["ifname"] == route["dev"] and own.version == 4
             ),
             None,
         )
@@ -131,8 +127,8 @@ def default_devices(system: System) -> list[str]:
 
     :raises StartError: ``ip`` cannot tell.
     """
-    routes = _ask(system, "-4", "route", "show", "default")
-    routes += _ask(system, "-6", "route", "show", "default")
+    routes = iproute.ask(system, "-4", "route", "show", "default")
+    routes += iproute.ask(system, "-6", "route", "show", "default")
     routes.sort(key=lambda route: int(route.get("metric", 0)))
     hops = [hop for route in routes for hop in (route, *route.get("nexthops", ()))]
     return list(dict.fromkeys(str(hop["dev"]) for hop in hops if "dev" in hop))
@@ -153,22 +149,6 @@ def _endpoints(text: str, port: int) -> list[tuple[Address | None, int]]:
     return found
 
 
-def _connected(system: System, ours: str | None) -> Iterable[tuple[str, Any]]:
-    for link in _ask(system, "address", "show"):
-        if link["ifname"] == ours:
-            continue
-        for entry in link.get("addr_info", ()):
-            if "local" in entry:
-                yield link["ifname"], ip_interface(f"{entry['local']}/{entry['prefixlen']}")
-
-
-def _routes(system: System) -> list[dict[str, Any]]:
-    return [
-        *_ask(system, "-4", "route", "show", "table", "all"),
-        *_ask(system, "-6", "route", "show", "table", "all"),
-    ]
-
-
 def _table(route: dict[str, Any]) -> int | None:
     """The number of a route's table; None for the main one and those that have names."""
     table = str(route.get("table", ""))
@@ -180,15 +160,3 @@ def _in(network: Network, wider: Iterable[Network]) -> bool:
         network.version == one.version and network.subnet_of(one)  # type: ignore[arg-type]
         for one in wider
     )
-
-
-def _ask(system: System, *words: str) -> list[dict[str, Any]]:
-    argv = ["ip", "-json", *words]
-    done = system.run(argv, "")
-    if done.code != 0:
-        # Without IPv6 in the kernel there are no routes of it to show.
-        if "-6" in words and done.code != 127:
-            return []
-        raise StartError(f"'{' '.join(argv)}' failed: {done.stderr.strip()}")
-    found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
-    return found

