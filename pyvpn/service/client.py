@@ -99,7 +99,7 @@ class ClientService(VPNService):
         self._config = config
         self._password = password
         self._key: KeyPair | None = None
-        self._resolving = False
+        self._question: object | None = None
         self._problem = ""
 
     # -- starting -----------------------------------------------------------------------------
@@ -180,7 +180,7 @@ class ClientService(VPNService):
         # Before anything is served: it takes 0.4 s, and nobody waits for us yet.
         key = self._make_key()
         self._undo.push("stop waiting for the privileged child", self._child_port.close)
-        self._settling = Settling(self._network.look_again, self._note, self._reactor)
+        self._settling = Settling(self._look_again, self._note, self._reactor)
         self._undo.push("stop waiting for the network to settle", self._settling.close)
         self._resolver.start()
         self._begin_traffic()
@@ -273,14 +273,24 @@ class ClientService(VPNService):
 
     def _resolve(self) -> None:
         """Look the servers' names up, once at a time: a dead resolver takes half a minute."""
-        if self._resolving:
-            return
-        self._resolving = True
-        servers = [host_port(server, 0) for server in self._config.servers]
-        self._resolver.resolve(servers).addCallback(self._resolved)
+        if self._question is None:
+            self._ask()
 
-    def _resolved(self, found: Resolved) -> None:
-        self._resolving = False
+    def _ask(self) -> None:
+        question = self._question = object()
+        servers = [host_port(server, 0) for server in self._config.servers]
+        self._resolver.resolve(servers).addCallback(self._resolved, question)
+
+    def _look_again(self) -> Deferred[list[str]]:
+        """Do what follows from other networks around us; whom we asked in the old one is silent."""
+        if self._question is not None:
+            self._ask()
+        return self._network.look_again()
+
+    def _resolved(self, found: Resolved, question: object) -> None:
+        if question is not self._question:
+            return
+        self._question = None
         if not self._serving:
             return
         endpoints = []

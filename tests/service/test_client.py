@@ -333,6 +333,24 @@ class ClientTests(TestCase):
 
         return Deferred.fromCoroutine(run())
 
+    def test_names_in_another_network(self) -> None:
+        """A question that is open when the network changes is asked anew; the old one's answer
+        does not count any more."""
+        self.service = self.make("a.example:5")
+        service = self.start()
+        answers = [Deferred[Resolved](), Deferred[Resolved]()]
+        with mock.patch.object(service._resolver, "resolve", side_effect=answers) as ask:
+            service._settling.now()
+            self.assertEqual(ask.call_count, 0)
+            service._event(ResolveServer())
+            service._settling.now()
+            self.assertEqual(ask.call_count, 2)
+        answers[0].callback(Resolved([], ["cannot resolve a.example: x"]))
+        service.core.server_resolved.assert_not_called()
+        answers[1].callback(Resolved([("192.0.2.7", 5)], []))
+        (endpoint,) = service.core.server_resolved.call_args.args[0]
+        self.assertEqual(endpoint, service._udp.endpoint("192.0.2.7", 5))
+
     def test_numeric_server(self) -> None:
         """A server given by its address is known at once."""
         service = self.start()
