@@ -42,7 +42,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from unittest import SkipTest, TestCase
 
-from tests.netns.namespaces import ip, named, own_etc, remove_namespace, why_not
+from tests.netns.namespaces import (
+    etc_of_links,
+    ip,
+    named,
+    own_etc,
+    remove_namespace,
+    why_not,
+)
 from tests.netns.processes import LabError, Process, WaitedTooLong, search_path, wait_until
 
 __all__ = [
@@ -68,6 +75,9 @@ T = TypeVar("T")
 INET = "inet"
 PORT = 5050
 TUN = "leamit0"
+
+#: Runs a program with another /etc. Arguments: that one, where the machine's goes, the command.
+OTHER_ETC = 'mount --bind /etc "$2" && mount --bind "$1" /etc && shift 2 && exec "$@"'
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,8 @@ class Lab:
         self._echo = echo
         self._undo = contextlib.ExitStack()
         self._directory: Path | None = None
+        # A link tells a client whom to ask, and that would be this machine's systemd-resolved.
+        self._resolv_conf_is_link = Path("/etc/resolv.conf").is_symlink()
         self._watcher: subprocess.Popen[bytes] | None = None
 
     # -- life ---------------------------------------------------------------------------------
@@ -508,12 +520,15 @@ class Lab:
         self._undo.callback(remove_namespace, namespace)
         self._ip("netns", "add", namespace)
         self._ip("-n", namespace, "link", "set", "lo", "up")
-        # An IPv6 address that is probed for duplicates cannot be used for its first second.
-        self._inside(name, ["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"])
         # A client changes it. Where it points nobody listens, and says so at once.
         host = self.hosts.get(name)
         server = f"nameserver {host.gateway4}\n" if host else ""
-        own_etc(namespace, {"resolv.conf": server})
+        files = {"resolv.conf": server}
+        own_etc(namespace, files)
+        if self._resolv_conf_is_link:
+            etc_of_links(*self._etc(name), files)
+        # An IPv6 address that is probed for duplicates cannot be used for its first second.
+        self._inside(name, ["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"])
 
     def _cable(self, host: Host, index: int) -> None:
         """Join a host to the internet: both ends are made in their namespaces, never outside.
@@ -613,7 +628,14 @@ class Lab:
     def _enter(self, host: str, argv: Sequence[str | Path]) -> list[str]:
         words = [str(word) for word in argv]
         self._echo(f"[{host}] {shlex.join(words)}")
-        return ["ip", "netns", "exec", self.namespace(host), *words]
+        inside = ["ip", "netns", "exec", self.namespace(host)]
+        if self._resolv_conf_is_link:
+            inside += ["/bin/sh", "-c", OTHER_ETC, "sh", *map(str, self._etc(host))]
+        return [*inside, *words]
+
+    def _etc(self, host: str) -> tuple[Path, Path]:
+        """The host's /etc, and where its machine's is seen, where resolv.conf is a link."""
+        return self._home(host) / "own-etc", self._home(host) / "etc-beneath"
 
     def _inside(
         self, host: str, argv: Sequence[str | Path], stdin: str | None = None

@@ -99,6 +99,23 @@ def own_etc(namespace: str, files: Mapping[str, str]) -> None:
         (place / name).write_text(text)
 
 
+def etc_of_links(own: Path, machines: Path, files: Mapping[str, str]) -> None:
+    """Make a directory that, mounted as /etc, is the machine's but for `files` (name → text).
+
+    :param own: the directory, made here.
+    :param machines: where the machine's /etc is to be mounted; made here, too.
+    """
+    own.mkdir()
+    machines.mkdir()
+    for entry in Path("/etc").iterdir():
+        if entry.name not in files:
+            target = os.readlink(entry) if entry.is_symlink() else machines / entry.name
+            (own / entry.name).symlink_to(target)
+    for name, text in files.items():
+        (own / name).write_text(text)
+        (own / name).chmod(0o644)
+
+
 def pids(namespace: str) -> list[int]:
     """The processes whose network namespace it is."""
     shown = ip("netns", "pids", namespace, check=False)

@@ -8,11 +8,10 @@ written there, also by renaming a new file over an old one, nobody else sees.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-ETC = Path("/etc")
+from tests.netns.namespaces import etc_of_links
 
 NSSWITCH = """passwd: files
 group: files
@@ -40,25 +39,18 @@ def holder(name: str, home: Path, files: Mapping[str, str]) -> list[str]:
     """Prepare the host's /etc in `home`; the command, to be run in its network namespace, that
     prints ``ready`` and then keeps the other namespaces alive.
 
-    :param files: name in /etc → text. /etc/hosts and /etc/nsswitch.conf are there in any case.
+    :param files: name in /etc → text, resolv.conf among them. /etc/hosts and /etc/nsswitch.conf
+        are there in any case.
     """
-    own, theirs = home / "etc", home / "etc-of-the-machine"
-    own.mkdir()
-    theirs.mkdir()
+    own, machines = home / "etc", home / "etc-of-the-machine"
     given = {
         "hosts": f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {name}\n",
         "hostname": f"{name}\n",
         "nsswitch.conf": NSSWITCH,
         **files,
     }
-    for entry in ETC.iterdir():
-        if entry.name not in given and entry.name != "resolv.conf":
-            target = os.readlink(entry) if entry.is_symlink() else theirs / entry.name
-            (own / entry.name).symlink_to(target)
-    for file, text in given.items():
-        (own / file).write_text(text)
-        (own / file).chmod(0o644)
-    return ["unshare", "--uts", "/bin/sh", "-c", HOLDER, "sh", name, str(own), str(theirs)]
+    etc_of_links(own, machines, given)
+    return ["unshare", "--uts", "/bin/sh", "-c", HOLDER, "sh", name, str(own), str(machines)]
 
 
 def inside(holder: int, home: Path) -> list[str]:
