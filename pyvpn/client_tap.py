@@ -116,7 +116,7 @@ class Options(ServiceOptions):
         wireguardsetup.check(config, conf)
         self.check_machine(config.tun, config.files)
         preflight.subnet_free(
-            wireguardsetup.own_networks(conf), remedy="change Address in the file"
+            wireguardsetup.own_networks(conf), remedy="change Address in the file", routed=False
         )
         port = wireguardsetup.port(config, conf)
         if port:

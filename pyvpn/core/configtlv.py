@@ -204,6 +204,9 @@ def _host(value: bytes) -> Address:
     address = _address(value)
     if address.is_unspecified or address.is_multicast or address.is_loopback:
         raise ValueError("not the address of a host")
+    # In clouds a machine's own keys are told at 169.254.169.254, to whoever has it as a neighbour.
+    if address.is_link_local:
+        raise ValueError("a link-local address means nothing beyond its link")
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         raise ValueError("an IPv4 address comes in 4 bytes")
     return address
@@ -226,8 +229,8 @@ def _network(value: bytes) -> Network:
         network = IPv4Network((address, value[-1]))
     else:
         network = IPv6Network((address, value[-1]))
-    if network.is_loopback:
-        raise ValueError("loopback is never routed")
+    if network.is_loopback or network.is_multicast or network.is_link_local:
+        raise ValueError("what belongs to a link is never routed")
     return network
 
 

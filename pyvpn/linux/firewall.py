@@ -38,13 +38,15 @@ class ClientFirewall:
     * What comes for our own UDP ports, and what neighbours and routers say to find each other,
       carries :data:`MARK` while the kernel or another firewall judges its way back (rp_filter,
       firewalld's IPv6_rpfilter): without it the way back would lead into the tunnel.
-    * Subnets behind this machine are reached by the VPN, under this machine's own address there.
+    * Subnets behind this machine are reached by the VPN, under this machine's own address there;
+      nothing else is forwarded for the VPN, though this machine may forward for others.
 
     :ivar device: the TUN.
     :ivar addresses: its addresses, without prefix lengths.
     :ivar ports: local UDP ports that we own.
     :ivar shared: subnets behind this machine that the VPN may reach.
     :ivar networks: the VPN's own networks.
+    :ivar closed: whether nothing else is forwarded; where it is, that is its owner's affair.
     """
 
     kind: ClassVar[str] = "client"
@@ -53,6 +55,7 @@ class ClientFirewall:
     ports: tuple[int, ...] = ()
     shared: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
+    closed: bool = True
 
 
 @dataclass(frozen=True)
@@ -197,8 +200,8 @@ def _client(firewall: ClientFirewall) -> list[_Chain]:
             f" meta mark set {MARK:#x}"
         )
     chains.append(_Chain("marks", "type filter hook prerouting priority mangle;", marks))
-    if firewall.shared:
-        between = _between(firewall.networks, firewall.shared)
+    between = _between(firewall.networks, firewall.shared)
+    if firewall.closed or between:
         forward = [
             *_clamped(tun),
             f"iifname {tun} ct state established,related accept",
@@ -207,6 +210,7 @@ def _client(firewall: ClientFirewall) -> list[_Chain]:
             f"iifname {tun} counter drop",
         ]
         chains.append(_Chain("forward", _FORWARD, forward))
+    if between:
         chains.append(_Chain("outgoing", _SOURCE_NAT, _masqueraded(tun, between)))
     return chains
 
@@ -248,15 +252,17 @@ def _hub(firewall: HubFirewall) -> list[_Chain]:
     rules.append(f"iifname {tun} counter drop")
     rules.append(f"oifname {tun} ct state established,related accept")
     rules.append(f"oifname {tun} counter drop")
-    chains = [_guard(tun, _from(firewall.networks)), _Chain("forward", _FORWARD, rules)]
+    inside = [f"{to_us} fib daddr type local" for to_us in _to(firewall.networks)]
+    guard = _guard(tun, (*_from(firewall.networks), *inside))
+    chains = [guard, _Chain("forward", _FORWARD, rules)]
     translated = _from(inner) if firewall.internet else out
     if translated:
         chains.append(_Chain("outgoing", _SOURCE_NAT, _masqueraded(tun, translated)))
     return chains
 
 
-# A link's own, and where a cloud (EC2) tells a machine its keys by IPv6.
-_LINKS_OWN = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254")
+# A link's own, and where clouds (EC2, Azure, Alibaba) tell a machine its keys beside that.
+_LINKS_OWN = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254", "168.63.129.16", "100.100.100.200")
 # How neighbours and routers find each other (RFC 4861).
 _DISCOVERY = "{ nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }"
 # What came for an address of this machine, and was sent on to a container by a rule of its owner's.

@@ -33,6 +33,15 @@ def hub_sysctls(tun_name: str, proc: str = "/proc") -> dict[str, str]:
     return wanted
 
 
+def forwards(proc: str = "/proc") -> bool:
+    """Does this machine forward packets of either family, for whomever?
+
+    :param proc: as for :func:`hub_sysctls`.
+    """
+    keys = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+    return any(_read(proc, key) not in (None, "0") for key in keys)
+
+
 def _advertised(tun_name: str, proc: str) -> list[str]:
     """The interfaces on which router advertisements count now and would not any more.
 

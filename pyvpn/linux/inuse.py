@@ -54,14 +54,21 @@ class NetworksInUse:
         ]
         return cls(tuple(addresses), tuple(routes))
 
+    def connected(self, network: Network) -> str | None:
+        """Why ``network`` cannot be elsewhere: this machine is in a part of it, or the reverse."""
+        for address, around, interface in self.addresses:
+            if around.version == network.version and around.overlaps(network):
+                return f"{network} overlaps {address}/{around.prefixlen} of interface {interface}"
+        return None
+
     def taken(self, network: Network) -> str | None:
         """Why no route may lead ``network`` elsewhere: this machine is in it or knows a way there.
 
         A wider route, up to the default route, is none of our business: ours is the narrower one.
         """
-        for address, around, interface in self.addresses:
-            if around.version == network.version and around.overlaps(network):
-                return f"{network} overlaps {address}/{around.prefixlen} of interface {interface}"
+        connected = self.connected(network)
+        if connected is not None:
+            return connected
         for destination, through in self.routes:
             if (
                 destination.version == network.version

@@ -67,11 +67,14 @@ def subnet_free(
     *,
     ours: str | None = None,
     remedy: str | None = None,
+    routed: bool = True,
 ) -> None:
     """The VPN's networks are not in use on this machine.
 
     :param ours: an interface that does not count, since it is the VPN's own.
     :param remedy: the end of the error's line, in place of what helps a hub.
+    :param routed: whether routes count, as for a hub, whose own are in the main table. A client's
+        come before that, and whoever runs the local network could keep it out by naming routes.
 
     In use is a network that shares addresses with one of an interface, or that holds the
     destination of a route, which as the narrower one would draw the VPN's packets away. A wider
@@ -82,7 +85,7 @@ def subnet_free(
     """
     in_use = NetworksInUse.read(LinuxSystem() if system is None else system, ours)
     for network in networks:
-        problem = in_use.taken(network)
+        problem = in_use.taken(network) if routed else in_use.connected(network)
         if problem is not None:
             raise ConfigError(f"{problem}; {remedy or _another(network)}")
 

@@ -68,7 +68,7 @@ def serve(connection: socket.socket, applied: AppliedState, system: System) -> N
                 return  # cut off by the end of the service, or too long to be one of its requests
             try:
                 request = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 request = None
             _send(connection, answer(request, applied, system))
 

@@ -40,7 +40,7 @@ def firewall(value: object) -> Firewall:
 
 
 def _client_firewall(value: object) -> ClientFirewall:
-    names = ("kind", "device", "addresses", "ports", "shared", "networks")
+    names = ("kind", "device", "addresses", "ports", "shared", "networks", "closed")
     given = fields(value, "the firewall of a client", *names)
     return ClientFirewall(
         device=interface_name(given["device"]),
@@ -48,6 +48,7 @@ def _client_firewall(value: object) -> ClientFirewall:
         ports=ports(given["ports"], "ports of the firewall"),
         shared=networks(given["shared"], "shared networks"),
         networks=networks(given["networks"], "networks of the firewall"),
+        closed=whether(given["closed"], "closed"),
     )
 
 

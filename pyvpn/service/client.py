@@ -100,6 +100,8 @@ class ClientService(VPNService):
         self._password = password
         self._key: KeyPair | None = None
         self._question: object | None = None
+        self._news: tuple[Config, int] | None = None
+        self._applying = False
         self._problem = ""
 
     # -- starting -----------------------------------------------------------------------------
@@ -308,9 +310,28 @@ class ClientService(VPNService):
     # -- the network ----------------------------------------------------------------------------
 
     def _apply(self, config: Config, revision: int) -> None:
+        """Bring the network to the hub's last word; of words that come meanwhile only the newest
+        waits, since a hub can send them faster than Linux takes them.
+        """
+        self._news = config, revision
+        if not self._applying:
+            self._apply_news()
+
+    def _apply_news(self) -> None:
+        news, self._news = self._news, None
+        if news is None:
+            return
+        self._applying = True
+        config, revision = news
         done = self._network.configure(config)
         done.addCallback(self._applied, revision)
         done.addErrback(self._not_applied, revision)
+        done.addCallback(self._applied_all)
+
+    def _applied_all(self, _: object) -> None:
+        self._applying = False
+        if self._serving:
+            self._apply_news()
 
     def _applied(self, lines: list[str], revision: int) -> None:
         self._note(lines)
@@ -345,7 +366,13 @@ class ClientService(VPNService):
     def _path_takes(self, mtu: int) -> None:
         done = self._network.path_takes(mtu)
         done.addCallback(self._note)
-        done.addErrback(self._broken)
+        done.addErrback(self._mtu_not_set)
+
+    def _mtu_not_set(self, failure: Failure) -> None:
+        if not failure.check(VPNError):
+            self._broken(failure)
+            return
+        self._log.error("the MTU stays as it is: {line}", line=failure.getErrorMessage())
 
     def _ports(self) -> tuple[int, ...]:
         return (self._udp.localPort, *self._resolver.ports)

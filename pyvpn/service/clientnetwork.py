@@ -16,6 +16,7 @@ from ipaddress import (
     IPv6Network,
     collapse_addresses,
     ip_address,
+    ip_network,
 )
 from typing import Final, Literal
 
@@ -44,6 +45,13 @@ NOT_OFFERED: Final = (
 
 DEFAULTS: Final[dict[int, Network]] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 
+#: Where clouds tell a machine its keys: nobody else's to answer.
+LINK_LOCAL: Final = IPv4Network("169.254.0.0/16")
+
+#: Public addresses, of each family, that may go through the VPN without all traffic: four times a
+#: /8, or as much of all that IPv6 has given out so far.
+MOST_PUBLIC: Final = {4: 2**26, 6: 2**119}
+
 #: What lets answers to marked datagrams in where the kernel checks by which way they should come
 #: (rp_filter): it then asks its routes with the mark. See Documentation/networking/ip-sysctl.
 SOURCE_BY_MARK: Final = "net/ipv4/conf/all/src_valid_mark"
@@ -53,6 +61,7 @@ SOURCE_BY_MARK: Final = "net/ipv4/conf/all/src_valid_mark"
 class Wishes:
     """What this machine's user wants of the network, as the options of the client say it.
 
+    :ivar closed: this machine forwards nothing from the VPN but to what it shares.
     :ivar table: whether any route or rule is to be set; without, what is behind the hub is nothing
         that we know.
     :ivar only_dns: the hub's name servers are asked for all names, even where only some of the
@@ -70,6 +79,7 @@ class Wishes:
     dns: bool = True
     share: tuple[Network, ...] = ()
     kill_switch: bool = False
+    closed: bool = True
     table: bool = True
     only_dns: bool = False
     mtu: int | None = None
@@ -91,6 +101,7 @@ class Machine:
     :ivar hub: the hub's outer addresses.
     :ivar lans: private networks that it is connected to, by the interface; none of ours.
     :ivar ipv6: whether a TUN can have IPv6 addresses.
+    :ivar forwards: whether it forwards already, be it for others.
     :ivar sysctls: what forwards here, if it has to: :func:`pyvpn.linux.forwarding.hub_sysctls`.
     """
 
@@ -100,6 +111,7 @@ class Machine:
     hub: tuple[str, ...] = ()
     lans: tuple[tuple[str, Network], ...] = ()
     ipv6: bool = True
+    forwards: bool = False
     sysctls: dict[str, str] = field(factory=dict)
 
 
@@ -133,20 +145,24 @@ def plan(
     own = tuple(net.network for net in told.addresses if net.version == 4 or machine.ipv6)
     offered = told.routes if wishes.routes else ()
     through = _through(offered, wishes, own, notes)
-    _check(through, wishes, machine)
-    full = _full(offered, wishes, notes)
-    around = _around(told, wishes, machine, (*own, *through), notes)
+    _check(own, through, wishes, machine)
     families = _families(wishes, machine)
+    live = [family for family in families if family == 4 or machine.ipv6]
+    full = _full(offered, wishes, notes).intersection(live)
+    reached = (*own, *through, *(DEFAULTS[family] for family in full))
+    name_servers = _name_servers(told, wishes, machine, reached, notes)
+    if name_servers is not None and wishes.table:
+        # Each has a way of its own: no network around us takes one by having its address.
+        asked = (ip_network(server) for server in name_servers.servers)
+        through += [one for one in asked if one not in (*own, *through)]
+    around = _around(told, wishes, machine, (*own, *through), notes)
     table = TABLES + machine.index
     routes: dict[Network, Route] = {}
-    for network in (*own, *through):
-        if network.version in families:
+    for network in (*own, *through, *(DEFAULTS[family] for family in sorted(full))):
+        if network.version in live:
             routes[network] = Route(str(network), machine.tun, table)
-    for family in families:
-        if family in full:
-            routes[DEFAULTS[family]] = Route(str(DEFAULTS[family]), machine.tun, table)
     for network in around:
-        if network.version in families:
+        if network.version in live:
             routes.setdefault(network, Route(str(network), machine.tun, table, "throw"))
     # Nothing leaves around the tunnel because the hub has no way for it, or while the kernel has
     # dropped a route with an address of the TUN.
@@ -155,7 +171,6 @@ def plan(
         for family in families
         if wishes.all_traffic
     ]
-    reached = (*own, *through, *(DEFAULTS[family] for family in full))
     state = SystemState(
         links=(link,),
         routes=(*nowhere, *routes.values()),
@@ -170,8 +185,9 @@ def plan(
             machine.ports,
             tuple(map(str, wishes.share)),
             tuple(map(str, own)),
+            closed=wishes.closed and machine.forwards,
         ),
-        name_servers=_name_servers(told, wishes, machine, reached, notes),
+        name_servers=name_servers,
     )
     return Plan(
         state,
@@ -199,6 +215,14 @@ def _through(
         narrow += wide
     else:
         narrow = [net for net in narrow if not any(_within(net, one) for one in pieces)]
+        for version in (4, 6):
+            public = [net for net in narrow if net.version == version and not net.is_private]
+            if _size((*public, *own), version) > MOST_PUBLIC[version]:
+                narrow = [net for net in narrow if net not in public]
+                notes.append(
+                    f"the hub's {len(public)} public IPv{version} routes are not taken: so many"
+                    " addresses need --all-traffic"
+                )
         if wide:
             notes.append(
                 f"the hub's routes to {', '.join(map(str, wide))} are not taken: so wide ones"
@@ -211,6 +235,15 @@ def _through(
         if not unwanted and network not in own:
             found[network] = None
     return list(found)
+
+
+def _size(networks: Iterable[Network], version: int) -> int:
+    """How many public addresses of a family they have."""
+    return sum(
+        net.num_addresses
+        for net in _collapsed(networks)
+        if net.version == version and not net.is_private
+    )
 
 
 def _is_wide(network: Network) -> bool:
@@ -247,6 +280,8 @@ def _around(
                 )
     included = frozenset(wishes.include)
     around += [network for network in told.excluded if network not in included]
+    if wishes.all_traffic and wishes.keeps_lan:
+        around.append(LINK_LOCAL)
     for interface, lan in machine.lans if wishes.keeps_lan else ():
         holding = [one for one in inside if _within(lan, one)]
         wider = [one for one in holding if not _is_wide(one)]
@@ -260,11 +295,19 @@ def _around(
     return [network for network in dict.fromkeys(around) if network not in inside]
 
 
-def _check(through: Sequence[Network], wishes: Wishes, machine: Machine) -> None:
+def _check(
+    own: Sequence[Network], through: Sequence[Network], wishes: Wishes, machine: Machine
+) -> None:
     """Refuse what would cut this machine off, or make two networks of one address.
 
     :raises ConfigError: naming both.
     """
+    for version in (4, 6):
+        if _size(own, version) > MOST_PUBLIC[version]:
+            raise ConfigError(
+                f"the hub gives this machine {', '.join(map(str, own))} as the VPN's own networks:"
+                " so much of the internet cannot be one"
+            )
     included = frozenset(wishes.include)
     for network in through:
         named = f"--include {network}" if network in included else f"the hub's route {network}"
@@ -327,10 +370,13 @@ def _holds(networks: Iterable[Network], address: IPv4Address | IPv6Address) -> b
 
 
 def _families(wishes: Wishes, machine: Machine) -> tuple[Literal[4, 6], ...]:
-    """Those that there are routes and rules of."""
+    """Those that there are routes and rules of.
+
+    With all traffic it is both: IPv6 may be switched on later.
+    """
     if not wishes.table:
         return ()
-    return (4, 6) if machine.ipv6 else (4,)
+    return (4, 6) if machine.ipv6 or wishes.all_traffic else (4,)
 
 
 def _collapsed(networks: Iterable[Network]) -> list[Network]:

@@ -11,11 +11,11 @@ from twisted.internet.defer import Deferred, DeferredLock
 
 from pyvpn.core.configtlv import Config
 from pyvpn.core.vpncore import DEFAULT_INNER_MTU as INNER_MTU
-from pyvpn.errors import ConfigError
+from pyvpn.errors import ConfigError, VPNError
 from pyvpn.linux import uplink
 from pyvpn.linux.desired import SystemState
 from pyvpn.linux.firewall import TABLES, KillSwitch
-from pyvpn.linux.forwarding import hub_sysctls
+from pyvpn.linux.forwarding import forwards, hub_sysctls
 from pyvpn.linux.nameservers import upstream
 from pyvpn.linux.preflight import ipv6_available, subnet_free
 from pyvpn.linux.system import LinuxSystem, System
@@ -62,6 +62,7 @@ class NetworkSetup:
         self._lock = DeferredLock()
         self._path = path
         self._guarded: KillSwitch | None = None
+        self._noted: set[str] = set()
         self.wishes = wishes
         #: The hub's last word, and what is in force of it; None before the first one.
         self.told: Config | None = None
@@ -162,9 +163,16 @@ class NetworkSetup:
         # It asks `ip` and blocks for some milliseconds. With other networks than before nothing is
         # being served; the same ones come with every login, and have been on the TUN since.
         if self.told is None or own != _networks(self.told):
-            subnet_free(own, ours=self._tun, remedy="this machine cannot be in both networks")
+            remedy = "this machine cannot be in both networks"
+            subnet_free(own, ours=self._tun, remedy=remedy, routed=False)
         before = self.plan
-        found = self._decided(told, wishes, path)
+        try:
+            found = self._decided(told, wishes, path)
+        except VPNError:
+            if again and before is not None:
+                # What stays must stay whole, whatever others have taken away of it.
+                await self._child.apply(before.state)
+            raise
         if asked and wishes.all_traffic and not found.full:
             raise ConfigError(NOT_OFFERED)
         if found == before and not again:
@@ -181,7 +189,14 @@ class NetworkSetup:
         self._route(found.routes)
         self.told, self.wishes, self.plan, self._path = told, wishes, found, path
         known = () if before is None else before.notes
-        return [*lines, *(f"note: {note}" for note in found.notes if note not in known)]
+        notes = [f"note: {note}" for note in found.notes if note not in known]
+        return [*self._fresh(lines), *notes]
+
+    def _fresh(self, lines: list[str]) -> list[str]:
+        """Leave out what the child has noted before: it notes the same each time."""
+        fresh = [line for line in lines if line not in self._noted]
+        self._noted = {line for line in lines if line.startswith("note:")}
+        return fresh
 
     def _renew(
         self,
@@ -213,6 +228,7 @@ class NetworkSetup:
             self._hub(),
             self._lans(),
             ipv6,
+            forwards(),
             hub_sysctls(self._tun) if wishes.share else {},
         )
         found = plan(told, wishes, machine, link, notes)
@@ -232,6 +248,4 @@ class NetworkSetup:
 
 
 def _networks(told: Config) -> frozenset[Network]:
-    """Those that are wholly the VPN's; an address alone may be in another's."""
-    networks = (interface.network for interface in told.addresses)
-    return frozenset(network for network in networks if network.num_addresses > 1)
+    return frozenset(interface.network for interface in told.addresses)

@@ -143,6 +143,7 @@ def told(conf: WireGuardConf) -> Config:
 def wishes(config: WireGuardClientConfig, conf: WireGuardConf) -> Wishes:
     """What the file and the options ask of the network."""
     return Wishes(
+        closed=False,  # as with wg-quick: who forwards has said so to the kernel
         all_traffic=bool(full(conf)),
         lan_access=config.lan_access,
         # The option counts more than the file, which one may not have written oneself.

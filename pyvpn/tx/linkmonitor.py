@@ -12,13 +12,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-# linux/rtnetlink.h: RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE.
-GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+# linux/rtnetlink.h: RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE; and
+# RTNLGRP_IPV6_RULE, which has no name of that kind.
+GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
 
 
 @implementer(IReadDescriptor)
 class LinkMonitor:
-    """Calls back when a link, an address or a route came, went or changed.
+    """Calls back when a link, an address, a route or a rule came, went or changed.
 
     What changed is not looked at: many messages make one call, and ours are among them.
 

@@ -325,6 +325,22 @@ class ClientShare(KernelTest):
         self.tun.deliver(*probes)
         self.assertEqual(self.other_cable.ours() + self.office_cable.ours(), [])
 
+    def test_nothing_shared(self) -> None:
+        """A machine that forwards, for containers say, opens nothing to the VPN by that; what its
+        containers begin is answered. Left open it forwards all."""
+        nft(self.client, script(ClientFirewall("tun0", networks=VPN, closed=False)))
+        self.tun.deliver(udp("10.10.0.7", "192.168.6.9"))
+        self.assertEqual(len(self.other_cable.ours()), 1)
+        nft(self.client, script(ClientFirewall("tun0", networks=VPN)))
+        self.tun.deliver(udp("10.10.0.7", "192.168.6.9"), udp("fd00:10::7", "fd00:6::9"))
+        self.assertEqual(self.other_cable.ours(), [])
+        self.tun.taken()  # the refusal of the first one
+        self.listener(self.other, "192.168.6.9", 7).sendto(b"question", ("10.10.0.7", 9))
+        self.assertEqual(len(self.tun.taken()), 1)
+        self.other_cable.crossed()
+        self.tun.deliver(udp("10.10.0.7", "192.168.6.9", port=7, sport=9))
+        self.assertEqual(len(self.other_cable.ours()), 1)
+
     def test_published(self) -> None:
         """A port of this machine that its owner hands on to a container stays one for the VPN."""
         hook = "type nat hook prerouting priority dstnat;"
@@ -468,6 +484,23 @@ class Hub(KernelTest):
         for sender, target in zip(senders, ((one, 9) for one in self.BEHIND), strict=True):
             sender.sendto(b"unasked", target)
         self.assertEqual(self.tun.taken(), [])
+
+    def test_the_hub_from_outside(self) -> None:
+        """The hub's inner addresses answer nobody outside, nor anybody there who says that he is a
+        client, which they did without the table; its outer ones do."""
+        add_addresses(self.world, "lo", "10.10.0.9/32", "fd00:10::9/128")
+        inner = [self.listener(self.hub, address, 9) for address in ("10.10.0.1", "fd00:10::1")]
+        outer = self.listener(self.hub, "192.0.2.2", 9)
+        for loaded in (False, True):
+            if loaded:
+                self.load(internet=True)
+            for sources in (self.OUTSIDE, ("10.10.0.9", "fd00:10::9")):
+                for source, target in zip(sources, inner, strict=True):
+                    sender = self.listener(self.world, source, 0)
+                    sender.sendto(b"probe", target.getsockname()[:2])
+                    self.assertEqual(received(target), None if loaded else b"probe", source)
+            self.listener(self.world, "192.0.2.1", 0).sendto(b"probe", ("192.0.2.2", 9))
+            self.assertEqual(received(outer), b"probe")
 
     def test_client_to_client(self) -> None:
         """Clients reach each other; switched off they do not, nor go on with what they had."""

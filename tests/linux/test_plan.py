@@ -75,7 +75,7 @@ def client_firewall(**changed: Any) -> dict[str, Any]:
     lists = {name: [] for name in ("addresses", "ports", "shared", "networks")}
     return {
         **one_link(),
-        "firewall": {"kind": "client", "device": "leamit0", **lists, **changed},
+        "firewall": {"kind": "client", "device": "leamit0", **lists, "closed": True, **changed},
     }
 
 

@@ -22,7 +22,8 @@ from pyvpn.config import ClientConfig
 from pyvpn.core.control import Config
 from pyvpn.core.events import Configured, MTUFound, ResolveServer, StampUsed
 from pyvpn.errors import CommandFailed, ConfigError
-from pyvpn.linux.desired import SystemState
+from pyvpn.linux.desired import Route, SystemState
+from pyvpn.linux.firewall import TABLES
 from pyvpn.linux.privsep import Answer
 from pyvpn.service import networksetup
 from pyvpn.service.base import Surroundings
@@ -221,6 +222,55 @@ class ClientTests(TestCase):
 
         return Deferred.fromCoroutine(run())
 
+    def test_a_flood_of_news(self) -> Deferred[None]:
+        """Of news that come faster than Linux takes them only the newest waits, and a thousand
+        that change nothing leave a client that goes on."""
+
+        async def run() -> None:
+            service = self.start()
+            applied = service.core.config_applied
+            with mock.patch("pyvpn.service.networksetup.subnet_free"):
+                for revision in range(1, 1001):
+                    self.configured(revision, "10.10.0.2/24", routes=[f"10.{revision % 99}.0.0/16"])
+                self.assertEqual(len(self.child.asked), 1)
+                self.child.answer()
+                await self.until(lambda: len(self.child.asked) == 2)
+                self.child.answer()
+                await self.until(lambda: applied.call_count == 2)
+                self.assertEqual([call.args[0] for call in applied.mock_calls], [1, 1000])
+                for revision in range(1001, 3001):
+                    self.configured(revision, "10.10.0.2/24", routes=["10.10.0.0/16"])
+                self.child.answer()
+                await self.until(lambda: applied.call_args.args[0] == 3000)
+            self.assertEqual(service.status()["routes"], ["10.10.0.0/16"])
+
+        return Deferred.fromCoroutine(run())
+
+    def test_another_mtu_where_it_cannot_be(self) -> Deferred[None]:
+        """In a network that forbids what was set up before, news about the path end nothing, and
+        what was set up is held to."""
+
+        async def run() -> None:
+            service = self.start()
+            applied = service.core.config_applied
+            with mock.patch("pyvpn.service.networksetup.subnet_free"):
+                self.configured(1, "10.10.0.2/24", routes=["172.20.5.0/24"])
+                self.child.answer()
+                await self.until(lambda: applied.call_count == 1)
+                networksetup.uplink.private_lans.return_value = [
+                    ("eth0", ip_network("172.20.0.0/16"))
+                ]
+                service._event(MTUFound(1300))
+                said = "the MTU stays as it is: the hub's route 172.20.5.0/24 is in the network"
+                await self.until(lambda: any(line.startswith(said) for line in self.told))
+                service._settling.now()
+                self.child.answer()
+                await self.until(lambda: len(self.child.asked) == 2)
+            self.assertEqual(*self.child.asked)
+            self.assertFalse(self.child.closed)
+
+        return Deferred.fromCoroutine(run())
+
     def test_traffic(self) -> Deferred[None]:
         """'traffic' switches all traffic on and off, waits until it is so, and says what cannot
         be; nothing has changed then."""
@@ -274,9 +324,9 @@ class ClientTests(TestCase):
                 service._settling.now()
                 self.child.answer()
                 await self.until(lambda: len(self.child.asked) == 3)
-            kinds = {route.destination: route.kind for route in self.child.asked[-1].routes}
-            self.assertEqual(kinds["192.168.1.0/24"], "throw")
-            self.assertNotIn("throw", [route.kind for route in self.child.asked[0].routes])
+            lan = Route("192.168.1.0/24", "leamit0", TABLES + 7, "throw")
+            self.assertIn(lan, self.child.asked[-1].routes)
+            self.assertNotIn(lan, self.child.asked[0].routes)
 
         return Deferred.fromCoroutine(run())
 

@@ -93,6 +93,20 @@ class Split(SynchronousTestCase):
             self.assertEqual(kept, routes is not pieces, "it is in one of the pieces")
             self.assertEqual(bool(found.notes), said, routes[0])
 
+    def test_most_of_it_in_pieces(self) -> None:
+        """Many public networks that are not quite everything need --all-traffic, too; private
+        ones beside them do not, nor do a few."""
+        holes = [f"{number}.0.0.0/9" for number in range(11, 120)]
+        found = made(told(*holes, "192.168.77.0/24"))
+        self.assertEqual(table(found), {**OWN_TABLE, "192.168.77.0/24": "unicast"})
+        self.assertIn("--all-traffic", found.notes[0])
+        self.assertEqual(len(table(made(told(*holes), Wishes(all_traffic=True)))), 3 + 2 + 109)
+        self.assertEqual(len(table(made(told(*holes[:8])))), 2 + 8)
+        with self.assertRaises(ConfigError) as caught:
+            wide = (ip_interface("52.0.0.1/8"), ip_interface("101.0.0.1/6"))
+            made(Config(addresses=wide))  # type: ignore[arg-type]
+        self.assertIn("52.0.0.0/8", str(caught.exception))
+
     def test_include_and_exclude(self) -> None:
         """The user's networks go through the tunnel, or never, whatever the hub says."""
         word = told("192.168.0.0/16", "192.168.77.0/24", excluded=nets("203.0.113.0/24"))
@@ -140,11 +154,23 @@ class Split(SynchronousTestCase):
             self.assertEqual(lan in table(made(offer, wishes, here)), outside, wishes)
 
     def test_without_ipv6(self) -> None:
-        """A machine without IPv6 gets none of it."""
+        """A machine without IPv6 gets none of it; with all traffic, should it be switched on
+        later, it leads nowhere."""
         found = made(
             told("fd77::/48", "0.0.0.0/0", "::/0"), Wishes(all_traffic=True), machine(ipv6=False)
         )
-        self.assertEqual(table(found), {"10.10.0.0/24": "unicast", "0.0.0.0/0": "unicast"})
+        self.assertEqual(
+            table(found),
+            {
+                "10.10.0.0/24": "unicast",
+                "0.0.0.0/0": "unicast",
+                "::/0": "unreachable",
+                "169.254.0.0/16": "throw",
+            },
+        )
+        self.assertEqual([rule.family for rule in found.state.rules], [4, 6])
+        found = made(told("fd77::/48"), here=machine(ipv6=False))
+        self.assertEqual(table(found), {"10.10.0.0/24": "unicast"})
         self.assertEqual([rule.family for rule in found.state.rules], [4])
 
 
@@ -164,6 +190,7 @@ class Full(SynchronousTestCase):
                 "0.0.0.0/0": "unicast",
                 "::/0": "unicast",
                 "203.0.113.0/24": "throw",
+                "169.254.0.0/16": "throw",
                 "192.168.1.0/24": "throw",
             },
         )
@@ -180,7 +207,7 @@ class Full(SynchronousTestCase):
         """With a hub that offers nothing, nothing leaves around the tunnel, and it is told why."""
         found = made(told(), Wishes(all_traffic=True))
         nowhere = {"0.0.0.0/0": "unreachable", "::/0": "unreachable"}
-        self.assertEqual(table(found), {**OWN_TABLE, **nowhere})
+        self.assertEqual(table(found), {**OWN_TABLE, **nowhere, "169.254.0.0/16": "throw"})
         self.assertEqual((found.routes, found.full), ((), frozenset()))
         self.assertIn("--internet", found.notes[0])
         self.assertIn("no name server", found.notes[1])
@@ -275,6 +302,16 @@ class Names(SynchronousTestCase):
         self.assertIsNone(found.state.name_servers)
         self.assertIn("no name server", found.notes[0])
 
+    def test_a_way_of_their_own(self) -> None:
+        """A network around us does not take a name server by having its address."""
+        server = "10.99.0.53"
+        here = machine(lans=(("eth0", ip_network("10.99.0.0/16")),))
+        word = told("0.0.0.0/0", dns=(ip_address(server),))
+        found = made(word, Wishes(all_traffic=True), here)
+        kinds = table(found)
+        self.assertEqual((kinds[f"{server}/32"], kinds["10.99.0.0/16"]), ("unicast", "throw"))
+        self.assertIn(ip_network(f"{server}/32"), found.routes)
+
 
 class Conflicts(SynchronousTestCase):
     def refused(self, word: Config, wishes: Wishes, here: Machine, *words: str) -> None:
@@ -337,6 +374,17 @@ class WithoutTable(SynchronousTestCase):
         self.assertEqual(state.firewall.device, "leamit0")
         self.assertEqual(state.name_servers.servers, ("9.9.9.9",))
         self.assertIsNone(made(word).state.name_servers)
+
+    def test_forwarding(self) -> None:
+        """What forwards for others forwards nothing for the VPN that was not shared."""
+        for forwards, wishes, closed in (
+            (True, Wishes(), True),
+            (False, Wishes(), False),
+            (True, Wishes(closed=False), False),
+        ):
+            firewall = made(told(), wishes, machine(forwards=forwards)).state.firewall
+            assert firewall is not None and firewall.kind == "client"
+            self.assertEqual(firewall.closed, closed)  # type: ignore[union-attr]
 
 
 class Links(SynchronousTestCase):
