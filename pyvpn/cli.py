@@ -99,7 +99,11 @@ def up(options: argparse.Namespace) -> int:
             password = os.environ.get("PYVPN_PW") or prompt(f"Password of {profile.user}: ")
     require_privilege()
     pid = instance.start([*given, *options.rest], password)
-    say(f"{instance.name} is up (pid {pid})", *first_news(instance))
+    try:
+        news = first_news(instance)
+    except NotRunning:
+        raise StartError(instance.last_words() or f"it has ended; {instance.look()}") from None
+    say(f"{instance.name} is up (pid {pid})", *news)
     return DONE
 
 

@@ -99,7 +99,18 @@ class Instance:
             if listener_pid(self.files.socket) is not None:
                 return pid
             time.sleep(0.05)
-        raise StartError(f"it started but does not answer; {self.look()}")
+        raise StartError(self.last_words() or f"it started but does not answer; {self.look()}")
+
+    def last_words(self) -> str | None:
+        """Why it has ended by itself, as its log says; None if it runs or says nothing."""
+        if self.pid() is not None:
+            return None
+        try:
+            lines = self.log_tail()
+        except VPNError:
+            return None
+        said = [line.partition("#critical] ")[2] for line in lines]
+        return next((line for line in reversed(said) if line), None)
 
     def look(self) -> str:
         """Where to read more."""

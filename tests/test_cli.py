@@ -736,6 +736,20 @@ class InstanceTests(CommandTestCase):
         self.assertNotIn("--pw-file", self.seen("home")["args"])
         self.pyvpn("down", "home")
 
+    def test_last_words(self) -> None:
+        """Of one that has ended by itself the log's last reason is told; of one that has not, or
+        that never ran, nothing is."""
+        ended = instance.Instance.named("home", self.run_dir, self.state)
+        self.assertIsNone(ended.last_words())
+        ended.files.log.parent.mkdir(parents=True)
+        ended.files.log.write_text(
+            "2026 [x#critical] an older one\n2026 [x#info] up\n"
+            "2026 [x#critical] setting up the TUN failed: no\n2026 [-] Server Shut Down.\n"
+        )
+        self.assertEqual(ended.last_words(), "setting up the TUN failed: no")
+        self.patch(instance.Instance, "pid", lambda _: 1)
+        self.assertIsNone(ended.last_words())
+
     def test_no_password(self) -> None:
         """Without a password and a terminal nothing starts, in one line."""
         code, _, err = self.pyvpn("up", "home")

@@ -81,7 +81,12 @@ def label(text: str, otherwise: str = "device") -> str:
     return "-".join(filter(None, words))[:LABEL_SIZE].rstrip("-") or otherwise
 
 
-def host_names(hosts: Iterable[Host], hub: Iterable[IPAddress], domain: str = DOMAIN) -> Names:
+def host_names(
+    hosts: Iterable[Host],
+    hub: Iterable[IPAddress],
+    users: Iterable[str] = (),
+    domain: str = DOMAIN,
+) -> Names:
     """Name all machines of a network.
 
     * ``DEVICE.USER.pyvpn``: each device with an address.
@@ -95,6 +100,7 @@ def host_names(hosts: Iterable[Host], hub: Iterable[IPAddress], domain: str = DO
     there first mostly keeps its name. The time does not depend on the texts, only on how many.
 
     :param hub: the hub's own inner addresses.
+    :param users: all accounts, those without a device among them.
     """
     devices: dict[str, list[Host]] = defaultdict(list)
     peers: list[Host] = []
@@ -102,7 +108,9 @@ def host_names(hosts: Iterable[Host], hub: Iterable[IPAddress], domain: str = DO
         (peers if host.user is None else devices[host.user]).append(host)
 
     taken = set(RESERVED)
-    users = dict(zip(sorted(devices), _labels(sorted(devices), "user", taken), strict=True))
+    # Of users without a device, too: their names are not for others to take.
+    accounts = sorted({*users, *devices})
+    owned = dict(zip(accounts, _labels(accounts, "user", taken), strict=True))
     peer_labels = _labels([peer.name for peer in peers], "peer", taken)
 
     names: dict[str, tuple[IPAddress, ...]] = {}
@@ -111,12 +119,13 @@ def host_names(hosts: Iterable[Host], hub: Iterable[IPAddress], domain: str = DO
         names[f"{HUB}.{domain}"] = names[domain] = hub
     for peer, own in zip(peers, peer_labels, strict=True):
         names[f"{own}.{domain}"] = peer.addresses
-    for user, own in users.items():
+    for user, own in owned.items():
         mine = devices[user]
         for device, called in zip(mine, _labels([d.name for d in mine], "device"), strict=True):
             names[f"{called}.{own}.{domain}"] = device.addresses
-    for user, own in users.items():
-        names[f"{own}.{domain}"] = _newest(devices[user])
+    for user, own in owned.items():
+        if devices[user]:
+            names[f"{own}.{domain}"] = _newest(devices[user])
     for called, device in _alone(devices.values()):
         if called not in taken:
             names[f"{called}.{domain}"] = device.addresses

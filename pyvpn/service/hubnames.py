@@ -42,7 +42,7 @@ class HubNames:
         count = len(self._store.devices())
         if self._names is None or count != self._count:  # a new device is written some time later
             self._count = count
-            self._names = host_names(self._hosts(), hub_addresses(self._pool))
+            self._names = host_names(self._hosts(), hub_addresses(self._pool), self._store.users())
         return self._names
 
     def _hosts(self) -> Iterator[Host]:

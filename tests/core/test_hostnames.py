@@ -116,9 +116,17 @@ class HostNamesTests(SynchronousTestCase):
         self.assertEqual(list(numbers(hosts, hub=True).items()), list(expected.items()))
         self.assertEqual(host_names(hosts, HUB)["phone.alice.pyvpn"], four(3))
 
+    def test_users_without_a_device(self) -> None:
+        """Nobody gets a user's name by calling a device so, also while that user has none."""
+        hosts = [device("mallory", "bob", 2)]
+        self.assertEqual(host_names(hosts, HUB)["bob.pyvpn"], hosts[0].addresses)
+        names = host_names(hosts, HUB, ["bob", "mallory"])
+        self.assertNotIn("bob.pyvpn", names)
+        self.assertEqual(names["bob.mallory.pyvpn"], hosts[0].addresses)
+
     def test_domain(self) -> None:
         """Another domain stands at the end of all names."""
-        names = host_names([device("alice", "laptop", 2)], HUB, "example.net")
+        names = host_names([device("alice", "laptop", 2)], HUB, domain="example.net")
         self.assertIn("laptop.alice.example.net", names)
         self.assertEqual([name for name in names if not name.endswith("example.net")], [])
 
