@@ -219,7 +219,6 @@ class ServerService(VPNService):
         self._begin_traffic()
         if self._uapi is not None:
             self._uapi.serve()
-        self._listen(self._command)
         self._started = boottime()
         network = HubNetwork(
             self._pool.network4, self._pool.network6, self._config.port, self._config.mtu
@@ -239,6 +238,8 @@ class ServerService(VPNService):
         if self._process is not None and not self._store.users():
             self._process.say("no users yet; add one with: pyvpn user add NAME")
         self._hint()
+        # Whoever finds an answer there may end us, which takes a running reactor: the very last.
+        self._listen(self._command)
 
     def _hint(self) -> None:
         """Tell people what their router must be told, if the hub is behind one."""
