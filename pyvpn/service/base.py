@@ -160,6 +160,9 @@ class VPNService(Service):
         self.protocol = protocol
 
     def _open_child(self) -> PrivilegedChild:
+        if self._files.socket.exists():
+            # A killed process left it: whom we become must be able to see that nobody is there.
+            self._give_away(self._files.socket)
         child = self._surroundings.child(str(self._files.journal))
         self._undo.push("undo what was changed in Linux", lambda: self._note(child.close()))
         self._note(child.start())
