@@ -21,8 +21,8 @@ help:
 	@echo 'sudo make uninstall  removes that and leaves the state'
 	@echo
 	@echo 'make check           lint, format, types'
-	@echo 'sudo make scenes     real WireGuard programs beside PyVPN, scene by scene (WIREGUARD_GO=PROGRAM: also'
-	@echo '                     with that; SCENES="--quick", "--only WORD": some; 15 minutes)'
+	@echo 'sudo make scenes     real WireGuard programs, homes, cafés and offices, scene by scene (WIREGUARD_GO=PROGRAM: also'
+	@echo '                     with that; SCENES="--quick", "--only WORD": some; 25 minutes)'
 	@echo 'sudo make bench      asked and measured figures: bench-compare, beside other VPNs (20 minutes),'
 	@echo '                     and bench-figures, of its own'
 	@echo 'make bench-micro     what the parts of the core cost, one by one (2 minutes)'
@@ -46,7 +46,8 @@ $(VENV)/made: setup.cfg setup.py
 	@touch $@
 
 test: venv
-	@if $(IS_ROOT); then contrib/deps.sh; else \
+	@if $(IS_ROOT); then contrib/deps.sh; contrib/resolvers.sh || \
+	    echo 'the tests with a real systemd-resolved and resolvconf will be skipped'; else \
 	    contrib/deps.sh --check || :; \
 	    echo 'not root: the tests in network namespaces will be skipped'; fi
 	$(VENV)/bin/python -m twisted.trial -j2 tests

@@ -113,7 +113,7 @@ Firewall = ClientFirewall | HubFirewall
 COUNTERS = ("tunnel", "resolver", "dhcp", "neighbours", "lan", "blocked")
 """Of the kill switch, by name: what was let out around the tunnel, and what was not.
 
-Named objects and not counters of rules: nft 1.0.6 leaves those out of its JSON.
+Named objects, which can be read by name; counters of rules stand at rules that may move.
 """
 
 OWNER_CHAIN = "owner"

@@ -157,6 +157,25 @@ def give_back(
     return lines
 
 
+def repair(system: System, root: str = "/") -> list[str]:
+    """Give back the file of a process that ended without doing so: after a power cut nothing else
+    is left to tell of it.
+
+    :returns: a line of what was done or could not be; [] where there was nothing to do.
+    """
+    try:
+        here = resolvfile.snapshot(root)
+        original = resolvfile.beneath(here, _others(system))
+        if original == here:
+            return []
+        resolvfile.put(original, root)
+    except ChangeFailed:
+        return []  # whatever it is, it is not ours
+    except OSError as error:
+        return [f"note: {PATH} is left as it is: {resolvfile.problem(error).stderr}"]
+    return [f"{PATH} is as it was before: its process ended without giving it back"]
+
+
 def upstream(root: str = "/", without: Collection[str] = ()) -> list[str]:
     """The name servers that were set before us, in the order to ask; needs no privilege.
 

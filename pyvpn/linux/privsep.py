@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pyvpn.errors import CommandFailed, StartError
-from pyvpn.linux import privileged
+from pyvpn.linux import nameservers, privileged
 from pyvpn.linux.applied import repair_journal
 from pyvpn.linux.desired import SystemState
 from pyvpn.linux.journal import JournalError, JournalInUse
@@ -235,9 +235,13 @@ def cleanup(
     run_dir: str | os.PathLike[str],
     ledger_directory: str = LEDGER_DIRECTORY,
     system: System | None = None,
+    root: str = "/",
 ) -> list[str]:
     """Undo what processes that were killed left behind, by their journals in ``run_dir``.
 
+    After a power cut there are none any more, but /etc/resolv.conf tells of itself.
+
+    :param root: the directory that /etc is in.
     :returns: one line for each thing that was done or could not be done; empty when all is clean.
     :raises StartError: no privilege to do it, or the directory cannot be read.
     """
@@ -245,7 +249,7 @@ def cleanup(
     try:
         names = sorted(name for name in os.listdir(run_dir) if name.endswith(".journal"))
     except FileNotFoundError:
-        return []
+        names = []
     except OSError as error:
         raise StartError(f"cannot read {run_dir}: {error.strerror}; run it as root") from error
     log = []
@@ -259,4 +263,4 @@ def cleanup(
             log.append(f"note: {error}")
         except PermissionError as error:
             raise StartError(f"no privilege to repair from {path}; run it as root") from error
-    return log
+    return log + nameservers.repair(system, root)

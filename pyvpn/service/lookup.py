@@ -189,6 +189,8 @@ class Questions(DatagramProtocol):
     and with the right number takes the answer to another question for ours.
     """
 
+    noisy = False
+
     def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
         self._random_bytes = random_bytes
         self._asked: dict[int, _Asked] = {}

@@ -306,6 +306,30 @@ class FileTests(Case):
         self.give_back(FULL, before)
         self.assertEqual(self.root.state(), self.state)
 
+    def test_repair(self) -> None:
+        """A file of ours whose process is gone is given back with nothing but itself to tell of it;
+        a living one's, and one that is not ours, stay."""
+        self.root.file.write_text(TEXT)
+        state = self.root.state()
+
+        def repair(living: bool) -> list[str]:
+            other = Told("boot:9:9")
+            other.living |= {"boot:1:1"} if living else set()
+            return nameservers.repair(other, self.root.path)
+
+        self.assertEqual(repair(living=False), [])
+        self.take(SPLIT, self.before())
+        self.assertNotEqual(self.root.state(), state)
+        self.assertEqual(repair(living=True), [])
+        self.assertNotEqual(self.root.state(), state)
+        self.assertEqual(len(repair(living=False)), 1)
+        self.assertEqual(self.root.state(), state)
+        self.take(SPLIT, self.before())
+        self.root.file.write_text(self.root.file.read_text() + "nameserver 192.0.2.1\n")
+        state = self.root.state()
+        self.assertEqual(repair(living=False), [])
+        self.assertEqual(self.root.state(), state)
+
     def test_after_a_power_cut(self) -> None:
         """With the journal gone, the next start finds the backup in the file itself."""
         self.take(FULL, self.before())
