@@ -184,6 +184,7 @@ class ClientService(VPNService):
         self._undo.push("stop waiting for the privileged child", self._child_port.close)
         self._settling = Settling(self._look_again, self._note, self._reactor)
         self._undo.push("stop waiting for the network to settle", self._settling.close)
+        self._settling.watch_firewall()
         self._resolver.start()
         self._begin_traffic()
         monitor = LinkMonitor(self._link_changed, self._reactor)

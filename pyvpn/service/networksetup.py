@@ -61,7 +61,6 @@ class NetworkSetup:
         self._system = LinuxSystem() if system is None else system
         self._lock = DeferredLock()
         self._path = path
-        self._guarded: KillSwitch | None = None
         self._noted: set[str] = set()
         self.wishes = wishes
         #: The hub's last word, and what is in force of it; None before the first one.
@@ -112,16 +111,13 @@ class NetworkSetup:
 
     def before_all(self) -> SystemState | None:
         """What must hold before the hub is asked for anything: the kill switch, None without it."""
-        self._guarded = self._kill_switch()
-        return None if self._guarded is None else SystemState(kill_switch=self._guarded)
+        kill_switch = self._kill_switch()
+        return None if kill_switch is None else SystemState(kill_switch=kill_switch)
 
     async def _guard(self) -> list[str]:
         """Let the kill switch go with the network while the hub has not said a word."""
-        before = self._guarded
         state = self.before_all()
-        if state is None or self._guarded == before:
-            return []
-        return await self._child.apply(state)
+        return [] if state is None else await self._child.apply(state)
 
     def _kill_switch(self) -> KillSwitch | None:
         if not self.wishes.kill_switch:

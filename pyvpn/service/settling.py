@@ -8,6 +8,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from pyvpn.tx.linkmonitor import NFTABLES, LinkMonitor
+
 #: Seconds from the first change until the network is looked at: one comes with many others.
 SETTLED = 0.5
 
@@ -31,6 +33,16 @@ class Settling:
         self._note = note
         self._reactor = reactor
         self._soon: Any = None
+        self._monitor: LinkMonitor | None = None
+
+    def watch_firewall(self) -> None:
+        """Look when nftables change, too: whoever empties them takes ours along."""
+        try:
+            self._monitor = LinkMonitor(self.changed, self._reactor, NFTABLES)
+        except OSError as error:
+            self._log.info(
+                "whether others change nftables is not noticed: {reason}", reason=error.strerror
+            )
 
     def changed(self) -> None:
         """Look soon."""
@@ -45,5 +57,7 @@ class Settling:
 
     def close(self) -> None:
         """Look no more; harmless twice."""
+        if self._monitor is not None:
+            self._monitor.close()
         if self._soon is not None and self._soon.active():
             self._soon.cancel()

@@ -101,6 +101,7 @@ class WireGuardClientService(WireGuardService):
         self._undo.push("stop waiting for the privileged child", self._child_port.close)
         self._settling = Settling(self._network.look_again, self._note, self._reactor)
         self._undo.push("stop waiting for the network to settle", self._settling.close)
+        self._settling.watch_firewall()
         self._guarded = self._ports()
         self._resolver.start()
         self._search = Search(
