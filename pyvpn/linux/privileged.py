@@ -20,6 +20,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 if __name__ == "__main__":
@@ -31,6 +32,7 @@ from pyvpn.linux.applied import AppliedState, take_journal
 from pyvpn.linux.journal import JournalError
 from pyvpn.linux.ledger import LEDGER_DIRECTORY
 from pyvpn.linux.plan import Refused, plan
+from pyvpn.linux.steps import KillSwitchSet, Step
 from pyvpn.linux.system import ChangeFailed, LinuxSystem, System
 
 MAX_LINE = 1 << 20
@@ -46,6 +48,7 @@ def answer(request: object, applied: AppliedState, system: System) -> dict[str, 
         if request["op"] != "apply":
             raise Refused(f"there is no operation {request['op']!r}")
         steps, notes = plan(request["state"], system)
+        _check_owner(steps, applied.journal.path)
         return {"id": number, "ok": True, "commands": [*applied.apply(steps), *notes]}
     except ChangeFailed as error:
         said = "; ".join([error.stderr, *getattr(error, "__notes__", ())])
@@ -54,6 +57,14 @@ def answer(request: object, applied: AppliedState, system: System) -> dict[str, 
         return _failure(number, ["privileged.py"], 22, str(error))
     except Exception as error:  # a bug of ours must not take the undo with it
         return _failure(number, ["privileged.py"], 70, f"{type(error).__name__}: {error}")
+
+
+def _check_owner(steps: Iterable[Step], journal: str) -> None:
+    """A service that was taken over does not get at another client's kill switch."""
+    ours = os.path.basename(journal).removesuffix(".journal")
+    for step in steps:
+        if isinstance(step, KillSwitchSet) and step.kill_switch.owner != ours:
+            raise Refused(f"the kill switch of {step.kill_switch.owner} is not that of {ours}")
 
 
 def _failure(number: object, argv: list[str], code: int, stderr: str) -> dict[str, Any]:

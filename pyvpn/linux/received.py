@@ -6,6 +6,7 @@ Standard library only, because the privileged child imports it.
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from typing import Any
 
 from pyvpn.linux.fields import (
@@ -75,13 +76,17 @@ def kill_switch(value: object) -> KillSwitch:
     if not isinstance(owner, str) or _OWNER.fullmatch(owner) is None:
         raise Refused(f"{owner!r} is no owner of a kill switch")
     resolvers = entries(given["resolvers"], "resolvers")
+    lan = networks(given["lan"], "local networks")
+    for one in lan:
+        if not ip_network(one).is_private:
+            raise Refused(f"{one} is no private network, to be kept beside a kill switch")
     return KillSwitch(
         owner=owner,
         device=interface_name(given["device"]),
         ports=ports(given["ports"], "ports of the kill switch"),
         # resolv.conf names link-local ones with their interface, of which no packet tells.
         resolvers=addresses([_without_scope(one) for one in resolvers], "resolvers"),
-        lan=networks(given["lan"], "local networks"),
+        lan=lan,
     )
 
 

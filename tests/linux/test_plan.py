@@ -457,6 +457,22 @@ class Requests(SynchronousTestCase):
         self.assertEqual((reply["id"], reply["ok"]), (3, True))
         self.assertIn("ip link set dev leamit0 up", reply["commands"])
 
+    def test_kill_switches(self) -> None:
+        """A service sets its own kill switch, not another's, and keeps no public network beside."""
+        for owner, lan, said in (
+            ("server", (), None),
+            ("server", ("192.168.1.0/24",), None),
+            ("client-home", (), "the kill switch of client-home is not that of server"),
+            ("server", ("0.0.0.0/0",), "0.0.0.0/0 is no private network"),
+            ("server", ("9.9.9.0/24",), "9.9.9.0/24 is no private network"),
+        ):
+            wanted = SystemState(kill_switch=KillSwitch(owner, "leamit0", lan=lan))
+            request = {"id": 1, "op": "apply", "state": over_the_socket(wanted)}
+            reply = answer(request, self.applied, self.linux)
+            self.assertEqual(reply["ok"], said is None, reply)
+            if said is not None:
+                self.assertIn(said, reply["error"]["stderr"])
+
     def test_wrong_requests(self) -> None:
         """A request of another shape or operation is refused, not obeyed and not fatal."""
         for request, words in (

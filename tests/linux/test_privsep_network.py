@@ -113,7 +113,7 @@ class WholeNetwork(SynchronousTestCase):
             ip("-n", self.namespace, *line.split())
         self.run_inside("nft", "-f", "-", stdin=SOMEBODY_ELSES)
         self.directory = own_directory(self)
-        self.places = (f"{self.directory}/client.journal", f"{self.directory}/ledger")
+        self.places = (f"{self.directory}/client-home.journal", f"{self.directory}/ledger")
 
     def run_inside(self, *words: str, stdin: str = "") -> str:
         """Run a command in the namespace, with its own /etc; what it printed."""
@@ -201,7 +201,7 @@ class WholeNetwork(SynchronousTestCase):
             self.assertNotEqual(after[line], before[line], line)
         said = self.run_inside(sys.executable, "-c", CLEANUP, self.directory, self.places[1])
         self.assertIn("nft: table inet pyvpn-leamit0 removed", said)
-        self.assertIn("client.journal removed: its process", said)
+        self.assertIn("client-home.journal removed: its process", said)
         self.lift()
         self.assertEqual(self.shown(), before)
         self.assertEqual(files_in(self.directory), [])
