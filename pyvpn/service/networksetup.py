@@ -80,7 +80,7 @@ class NetworkSetup:
 
         :raises VPNError: it cannot be.
         """
-        found = self._decided(told, self.wishes, self._path)
+        found = self._decided(told, self.wishes)
         self._route(found.routes)
         self.told, self.plan = told, found
         return found.state
@@ -90,24 +90,25 @@ class NetworkSetup:
 
         :returns: what was changed, a line each, and notes of what is not as it was asked for.
         """
-        return self._lock.run(self._renew, told, None, None)
+        return self._lock.run(self._renew, told)
 
     def path_takes(self, mtu: int) -> Deferred[list[str]]:
         """Let the TUN take what reaches the hub."""
-        return self._lock.run(self._renew, None, None, mtu)
+        self._path = mtu
+        return self._lock.run(self._renew)
 
     def send_all(self, all_traffic: bool) -> Deferred[list[str]]:
         """Send all traffic through the hub, or the VPN's alone.
 
         The Deferred fails with :class:`ConfigError` if the hub offers no way for all traffic.
         """
-        return self._lock.run(self._renew, None, all_traffic, None)
+        return self._lock.run(self._renew, all_traffic=all_traffic)
 
     def look_again(self) -> Deferred[list[str]]:
         """This machine's own networks may have changed: do what follows from that, and make again
         what others have taken away of ours.
         """
-        return self._lock.run(self._renew, None, None, None, again=True)
+        return self._lock.run(self._renew, again=True)
 
     def before_all(self) -> SystemState | None:
         """What must hold before the hub is asked for anything: the kill switch, None without it."""
@@ -152,9 +153,7 @@ class NetworkSetup:
             "notes": [] if plan is None else list(plan.notes),
         }
 
-    async def _change(
-        self, told: Config, wishes: Wishes, path: int, *, asked: bool, again: bool
-    ) -> list[str]:
+    async def _change(self, told: Config, wishes: Wishes, *, asked: bool, again: bool) -> list[str]:
         own = _networks(told)
         # It asks `ip` and blocks for some milliseconds. With other networks than before nothing is
         # being served; the same ones come with every login, and have been on the TUN since.
@@ -163,7 +162,7 @@ class NetworkSetup:
             subnet_free(own, ours=self._tun, remedy=remedy, routed=False)
         before = self.plan
         try:
-            found = self._decided(told, wishes, path)
+            found = self._decided(told, wishes)
         except VPNError:
             if again and before is not None:
                 # What stays must stay whole, whatever others have taken away of it.
@@ -172,7 +171,7 @@ class NetworkSetup:
         if asked and wishes.all_traffic and not found.full:
             raise ConfigError(NOT_OFFERED)
         if found == before and not again:
-            self.told, self.wishes, self._path = told, wishes, path
+            self.told, self.wishes = told, wishes
             return []
         old = () if before is None else before.routes
         # What is sent before the change is through must find its way, and after it no other.
@@ -183,7 +182,7 @@ class NetworkSetup:
             self._route(old)
             raise
         self._route(found.routes)
-        self.told, self.wishes, self.plan, self._path = told, wishes, found, path
+        self.told, self.wishes, self.plan = told, wishes, found
         known = () if before is None else before.notes
         notes = [f"note: {note}" for note in found.notes if note not in known]
         return [*self._fresh(lines), *notes]
@@ -195,28 +194,23 @@ class NetworkSetup:
         return fresh
 
     def _renew(
-        self,
-        told: Config | None,
-        all_traffic: bool | None,
-        path: int | None,
-        again: bool = False,
+        self, told: Config | None = None, all_traffic: bool | None = None, again: bool = False
     ) -> Deferred[list[str]]:
         """Make the change of what is given; before the hub's first word there is none to make."""
         wishes = self.wishes
+        asked = all_traffic is not None
         if all_traffic is not None:
             wishes = evolve(wishes, all_traffic=all_traffic)
-        path = self._path if path is None else path
         told = told or self.told
         if told is None:
-            self.wishes, self._path = wishes, path
+            self.wishes = wishes
             return Deferred.fromCoroutine(self._guard())
-        asked = all_traffic is not None
-        return Deferred.fromCoroutine(self._change(told, wishes, path, asked=asked, again=again))
+        return Deferred.fromCoroutine(self._change(told, wishes, asked=asked, again=again))
 
-    def _decided(self, told: Config, wishes: Wishes, path: int) -> Plan:
+    def _decided(self, told: Config, wishes: Wishes) -> Plan:
         """What shall be, with nothing changed yet."""
         ipv6 = ipv6_available()
-        link, notes = link_of(told, wishes, self._tun, path, ipv6=ipv6)
+        link, notes = link_of(told, wishes, self._tun, self._path, ipv6=ipv6)
         machine = Machine(
             self._tun,
             socket.if_nametoindex(self._tun),
