@@ -125,7 +125,7 @@ NETWORKS: list[tuple[str, Act, list[str], int]] = [
         120,
     ),
     ("hub with two uplinks", uplinks.uplinks, ["vpn alone", "all traffic"], 120),
-    ("hub with two uplinks, one fails", uplinks.fails_over, ["kill switch"], 180),
+    ("hub with two uplinks, one fails", uplinks.fails_over, ["kill switch"], 300),
 ]
 #: Those of the test suite.
 QUICK_NETWORKS = {

@@ -15,9 +15,10 @@ from __future__ import annotations
 from tests.netns.lab import INET, PORT, Host
 from tests.scenes.ends import expect
 from tests.scenes.networks.client import Client, Hub
-from tests.scenes.networks.course import LAPTOP, OPTIONS, Watch
+from tests.scenes.networks.course import LAPTOP, OPTIONS, SLEEP, Watch
 from tests.scenes.networks.lab import (
     DNS,
+    ELSEWHERE,
     HOME,
     HUB,
     SECOND,
@@ -36,7 +37,7 @@ ON_THE_ROAD = {"page www v4": f"{WWW_NAME} sees itself", "ping neighbour": "-"}
 THERE = {"vpn alone": SPLIT, "all traffic": FULL}
 SORTING = Sorting(
     hub={(address, PORT) for way in WAYS.values() for address in (way.ipv4, way.ipv6)},
-    resolvers={HOME.gateway4},
+    resolvers={HOME.gateway4, ELSEWHERE.gateway4},
     hub_names={TWO_NAME},
 )
 
@@ -79,7 +80,8 @@ def uplinks(lab: NetworksLab, variant: str, length: str) -> None:
 
 def fails_over(lab: NetworksLab, variant: str, length: str) -> None:
     """A client who knows the hub by a name with both addresses comes back when the uplink that it
-    uses fails, either of them, and, with the kill switch, without a plaintext packet."""
+    uses fails, either of them, and after sleep, in another place and after ``kill -9`` too; with
+    the kill switch, without a plaintext packet."""
     _second_uplink(lab)
     hub = Hub(lab, "--internet", endpoint=TWO_NAME).start()
     alice = Client(hub, LAPTOP, "alice")
@@ -97,11 +99,21 @@ def fails_over(lab: NetworksLab, variant: str, length: str) -> None:
     reaches(lab, LAPTOP, BLOCKED, "with the hub killed")
     hub.start()
     reaches(lab, LAPTOP, FULL_NO_LAN, "with the hub started again", seconds=60)
+    alice.suspend(SLEEP[length])
+    reaches(lab, LAPTOP, FULL_NO_LAN, "after sleep", seconds=60)
+    for place, when in ((ELSEWHERE, "in another place"), (HOME, "back again")):
+        lab.move(LAPTOP, place)
+        reaches(lab, LAPTOP, FULL_NO_LAN, when, seconds=60)
+    for with_child in (False, True):
+        alice.kill(with_child=with_child)
+        reaches(lab, LAPTOP, BLOCKED, "after kill -9")
+        alice.up(*OPTIONS[variant])
+        reaches(lab, LAPTOP, FULL_NO_LAN, "started after kill -9")
     watch.lifted()
     alice.down()
     reaches(lab, LAPTOP, PLAIN, "after 'pyvpn down'")
     same(before, snapshot(lab, LAPTOP), "after 'pyvpn down'")
-    watch.judge("tunnel", "neighbours", "resolver")
+    watch.judge("tunnel", "neighbours", "dhcp", "resolver")
 
 
 def _second_uplink(lab: NetworksLab) -> None:
