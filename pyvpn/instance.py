@@ -102,9 +102,12 @@ class Instance:
         raise StartError(self.last_words() or f"it started but does not answer; {self.look()}")
 
     def last_words(self) -> str | None:
-        """Why it has ended by itself, as its log says; None if it runs or says nothing."""
-        if self.pid() is not None:
-            return None
+        """Why it has ended by itself, as its log says; None if it runs on or says nothing."""
+        deadline = time.monotonic() + ANSWER_TIMEOUT
+        while self.pid() is not None:  # it undoes its settings after it has stopped to answer
+            if listener_pid(self.files.socket) is not None or time.monotonic() > deadline:
+                return None
+            time.sleep(0.05)
         try:
             lines = self.log_tail()
         except VPNError:

@@ -748,6 +748,7 @@ class InstanceTests(CommandTestCase):
         )
         self.assertEqual(ended.last_words(), "setting up the TUN failed: no")
         self.patch(instance.Instance, "pid", lambda _: 1)
+        self.patch(instance, "listener_pid", lambda _: 1)
         self.assertIsNone(ended.last_words())
 
     def test_no_password(self) -> None:
