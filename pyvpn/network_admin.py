@@ -14,7 +14,7 @@ from pyvpn.routes import Route
 from pyvpn.state.holders import holder
 from pyvpn.state.interface import Device, IStore
 from pyvpn.state.network import HubNetwork
-from pyvpn.state.settings import DOMAIN, SETTING, NetworkOptions, NetworkSettings, dns_text
+from pyvpn.state.settings import SETTING, NetworkOptions, NetworkSettings, dns_text
 from pyvpn.values import Network
 
 Audit = Callable[[str | None, str, str], Coroutine[Any, Any, None]]
@@ -69,14 +69,11 @@ class NetworkAdministration:
         ``fixed`` tells which option fixes what until the hub is started without it.
         """
         wanted = self._options.over(self.settings())
-        search = wanted.search
-        if wanted.dns == "hub":
-            search = tuple(dict.fromkeys((DOMAIN, *search)))
         return {
             "internet": wanted.internet,
             "client_to_client": wanted.client_to_client,
             "dns": dns_text(wanted.dns),
-            "search": [] if wanted.dns == "none" else list(search),
+            "search": [] if wanted.dns == "none" else list(wanted.domains),
             "excluded": list(map(str, wanted.excluded)),
             "routes": self._rows(wanted),
             "fixed": self._options.fixed(),
@@ -163,18 +160,16 @@ class NetworkAdministration:
         """
         wanted = self._options.over(self.settings())
         dns: list[str] = []
-        search = list(wanted.search)
         if wanted.dns == "hub":
             network = HubNetwork.stored(self._store)
             dns = [address.partition("/")[0] for address in network.addresses()]
-            search = list(dict.fromkeys((DOMAIN, *search)))
         elif wanted.dns != "none":
             dns = list(map(str, wanted.dns))
         routed = [row["network"] for row in self._rows(wanted) if row["problem"] is None]
         return {
             "internet": wanted.internet,
             "dns": dns,
-            "search": search if dns else [],
+            "search": list(wanted.domains) if dns else [],
             "routes": [network for network in routed if network not in without],
         }
 

@@ -16,7 +16,8 @@ from pyvpn.values import Address, Network, networks
 DNS = Literal["hub", "none"] | tuple[Address, ...]
 
 #: The widest network of each family that a client takes without --all-traffic (docs/protocol.rst,
-#: "HELLO and CONFIG").
+#: "HELLO and CONFIG"): a hub must not take by halves what it may not take as a whole. fc00::/7 is
+#: all that is private in IPv6, 10.0.0.0/8 the widest in IPv4.
 WIDEST: Final = {4: 8, 6: 7}
 #: Name servers, and search domains less our own: what a CONFIG frame may hold.
 MOST_SERVERS: Final = 16

@@ -125,6 +125,13 @@ def networks(text: str) -> tuple[Network, ...]:
     return tuple(found)
 
 
+def within(network: Network, other: Network) -> bool:
+    """Whether ``network`` is ``other`` or a part of it."""
+    if isinstance(network, IPv4Network):
+        return isinstance(other, IPv4Network) and network.subnet_of(other)
+    return isinstance(other, IPv6Network) and network.subnet_of(other)
+
+
 def address(text: str) -> Address:
     """One IPv4 or IPv6 address without a prefix length."""
     try:

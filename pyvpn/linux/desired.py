@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from attrs import asdict, field, frozen
 
 from pyvpn.linux.firewall import Firewall, KillSwitch
 from pyvpn.linux.nameservers import NameServers
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 @frozen
@@ -91,18 +88,13 @@ class SystemState:
 
     def to_json(self) -> dict[str, Any]:
         """The form that goes to the privileged child, for ``json.dumps``."""
-        firewall = self.firewall
+        firewall, switch, servers = self.firewall, self.kill_switch, self.name_servers
         return {
             "links": [asdict(link) for link in self.links],
             "routes": [asdict(route) for route in self.routes],
             "sysctls": dict(self.sysctls),
             "rules": [asdict(rule) for rule in self.rules],
-            "firewall": None if firewall is None else {"kind": firewall.kind, **values(firewall)},
-            "kill_switch": None if self.kill_switch is None else values(self.kill_switch),
-            "name_servers": None if self.name_servers is None else values(self.name_servers),
+            "firewall": firewall and {"kind": firewall.kind, **dataclasses.asdict(firewall)},
+            "kill_switch": switch and dataclasses.asdict(switch),
+            "name_servers": servers and dataclasses.asdict(servers),
         }
-
-
-def values(value: DataclassInstance) -> dict[str, Any]:
-    """A value of the child's modules as JSON takes it."""
-    return dataclasses.asdict(value)

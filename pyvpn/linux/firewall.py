@@ -20,7 +20,8 @@ none of the bits that Kubernetes (0x4000, 0x8000) and Tailscale (0xff0000) look 
 """
 
 TABLES = 0x50560000
-"""Routing tables from here on, up to TABLES + 65535, are ours: one for each TUN, by its index."""
+OUR_TABLES = range(TABLES, TABLES + 65536)
+"""Routing tables: one for each TUN, by its index."""
 
 PRIORITY = 30100
 """Of our routing rules: before the main table (32766) and what DHCP put there (TunnelVision)."""
@@ -39,14 +40,15 @@ class ClientFirewall:
       carries :data:`MARK` while the kernel or another firewall judges its way back (rp_filter,
       firewalld's IPv6_rpfilter): without it the way back would lead into the tunnel.
     * Subnets behind this machine are reached by the VPN, under this machine's own address there;
-      nothing else is forwarded for the VPN, though this machine may forward for others.
+      nothing else is forwarded for the VPN then, nor where the table is ``closed``.
 
     :ivar device: the TUN.
     :ivar addresses: its addresses, without prefix lengths.
     :ivar ports: local UDP ports that we own.
     :ivar shared: subnets behind this machine that the VPN may reach.
     :ivar networks: the VPN's own networks.
-    :ivar closed: whether nothing else is forwarded; where it is, that is its owner's affair.
+    :ivar closed: whether nothing is forwarded for the VPN but to ``shared``, also if that is
+        nothing. Not closed and without it, what is forwarded is the affair of who switched it on.
     """
 
     kind: ClassVar[str] = "client"

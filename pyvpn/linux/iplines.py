@@ -23,7 +23,7 @@ from pyvpn.linux.steps import (
     UndoneStep,
     on_link,
 )
-from pyvpn.linux.system import ChangeFailed, Completed, System
+from pyvpn.linux.system import NOT_INSTALLED, TIMED_OUT, ChangeFailed, Completed, System
 
 _FAILED_LINE = re.compile(r"^Command failed -:(\d+)$", re.MULTILINE)
 
@@ -116,7 +116,7 @@ class IPLines:
         log = []
         if lines:
             done = self._batch(lines, ["-force", *options])
-            if done.code in (124, 127):
+            if done.code in (TIMED_OUT, NOT_INSTALLED):
                 return [f"note: not undone: {done.stderr.strip()}"]
             failed = {int(number) - 1 for number in _FAILED_LINE.findall(done.stderr)}
             # A line that failed found its address or route gone already.

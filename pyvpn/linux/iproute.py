@@ -8,7 +8,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Any
 
 from pyvpn.errors import StartError
-from pyvpn.linux.system import System
+from pyvpn.linux.system import NOT_INSTALLED, System
 
 
 def ask(system: System, *words: str) -> list[dict[str, Any]]:
@@ -19,7 +19,7 @@ def ask(system: System, *words: str) -> list[dict[str, Any]]:
     argv = ["ip", "-json", *words]
     done = system.run(argv, "")
     if done.code != 0:
-        if "-6" in words and done.code != 127:
+        if "-6" in words and done.code != NOT_INSTALLED:
             return []
         raise StartError(f"'{' '.join(argv)}' failed: {done.stderr.strip()}")
     found: list[dict[str, Any]] = json.loads(done.stdout or "[]")

@@ -10,13 +10,12 @@ import json
 from typing import Any
 
 from pyvpn.linux.firewall import COUNTERS, KILL_SWITCH_TABLE, OWNER_CHAIN
-from pyvpn.linux.system import ChangeFailed, System
+from pyvpn.linux.system import NOT_INSTALLED, ChangeFailed, System
 
 UNKNOWN = "unknown"
 """The owner of a table that has our name and does not say whose it is."""
 
 _LIST = ("nft", "-json", "list", "table", "inet", KILL_SWITCH_TABLE)
-_NOT_INSTALLED = 127
 
 # What nft says where there is no such table, and where the kernel has no nftables at all.
 _NOT_THERE = ("No such file or directory", "not supported")
@@ -72,7 +71,7 @@ def blocked(system: System) -> dict[str, int] | None:
 def _objects(system: System) -> list[dict[str, Any]] | None:
     """What the table holds, None if there is none."""
     done = system.run(_LIST, "")
-    if done.code == _NOT_INSTALLED:
+    if done.code == NOT_INSTALLED:
         return None
     if done.code:
         if any(words in done.stderr for words in _NOT_THERE):

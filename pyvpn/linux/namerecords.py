@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pyvpn.linux import resolvfile
 from pyvpn.linux.resolvedlink import ResolvedLink
 from pyvpn.linux.resolvfile import failed
-from pyvpn.linux.system import System
+from pyvpn.linux.system import NOT_INSTALLED, System
 
 if TYPE_CHECKING:
     from pyvpn.linux.nameservers import NameServers
@@ -50,7 +50,7 @@ class Record(Protocol):
 def resolvconf(system: System) -> str | None:
     """Which resolvconf is installed: ``debian``, ``openresolv``, None for none."""
     done = system.run(["resolvconf", "--version"], "")
-    if done.code == 127:
+    if done.code == NOT_INSTALLED:
         return None
     if "systemd" in done.stdout:  # resolvectl by another name, which owns no resolv.conf
         return None

@@ -20,7 +20,7 @@ from pyvpn.linux.firewall import (
 )
 from pyvpn.linux.journal import Journal, Record
 from pyvpn.linux.steps import FirewallTable, UndoneStep, place
-from pyvpn.linux.system import ChangeFailed, System
+from pyvpn.linux.system import NOT_INSTALLED, TIMED_OUT, ChangeFailed, System
 
 _NFT = ("nft", "-f", "-")
 
@@ -60,7 +60,7 @@ class NFTTables:
         try:
             line = _run(self._system, script(step.firewall), f"table inet {step.place} set")
         except ChangeFailed as failure:
-            if failure.code != _TIMEOUT:
+            if failure.code != TIMED_OUT:
                 self._journal.forget([record])  # all of a transaction or nothing
             if _is_needed(step.firewall):
                 raise
@@ -107,10 +107,6 @@ class NFTTables:
         return [f"{line}: kill switch of {wanted.owner}"]
 
 
-_NOT_INSTALLED, _TIMEOUT = 127, 124
-"""How :meth:`pyvpn.linux.system.System.run` says so."""
-
-
 def _is_needed(firewall: Firewall) -> bool:
     """Would the VPN do something else than its owner asked for without it?
 
@@ -127,7 +123,7 @@ def _run(system: System, text: str, what: str) -> str:
     :raises ChangeFailed: nothing of it was done.
     """
     done = system.run(_NFT, text)
-    if done.code == _NOT_INSTALLED:
+    if done.code == NOT_INSTALLED:
         raise ChangeFailed(_NFT, done.code, "nft is not installed (package nftables)")
     if done.code:
         # Below what is wrong nft draws a line that points at it.

@@ -19,7 +19,7 @@ from pyvpn.linux.fields import (
     network,
     text,
 )
-from pyvpn.linux.firewall import TABLES
+from pyvpn.linux.firewall import OUR_TABLES
 from pyvpn.linux.ledger import sysctl_path
 from pyvpn.linux.steps import (
     MTU,
@@ -53,8 +53,6 @@ _SYSCTLS = (
 )
 """Which keys may be set, and to what: forwarding and what goes with it, and that the way back of
 a packet is judged by its mark."""
-
-_TABLES = range(TABLES, TABLES + 65536)
 
 
 def plan(state: object, system: System) -> tuple[list[Step], list[str]]:
@@ -227,7 +225,7 @@ def _rules(
 
 
 def _table(value: object) -> int:
-    if type(value) is not int or value not in _TABLES:
+    if type(value) is not int or value not in OUR_TABLES:
         raise Refused(f"routing table {value!r} is none of ours")
     return value
 

@@ -16,6 +16,9 @@ from typing import NamedTuple, Protocol
 COMMAND_TIMEOUT = 8.0
 """Seconds one command may take: below the 10 s that the service waits for an answer."""
 
+NOT_INSTALLED, TIMED_OUT = 127, 124
+"""The statuses of a command that cannot run, and of one that was ended: those of sh and timeout."""
+
 COMMAND_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 """Nothing of the caller's environment reaches a command that runs as root."""
 
@@ -49,7 +52,7 @@ class System(Protocol):
     """What the child's logic needs; :class:`LinuxSystem`, or the fake of pyvpn.testing.linux."""
 
     def run(self, argv: Sequence[str], stdin: str) -> Completed:
-        """Run a command to its end; one that cannot run is a status 127, never an exception."""
+        """Run a command to its end; one that cannot run is a status, never an exception."""
 
     def read(self, path: str) -> str:
         """The text of a /proc/sys file without its newline.
@@ -95,11 +98,11 @@ class LinuxSystem:
                 check=False,
             )
         except FileNotFoundError:
-            return Completed(127, "", f"{argv[0]} is not installed (package iproute2)")
+            return Completed(NOT_INSTALLED, "", f"{argv[0]} is not installed (package iproute2)")
         except OSError as error:
-            return Completed(127, "", str(error))
+            return Completed(NOT_INSTALLED, "", str(error))
         except subprocess.TimeoutExpired:
-            return Completed(124, "", f"no end within {COMMAND_TIMEOUT:.0f} s")
+            return Completed(TIMED_OUT, "", f"no end within {COMMAND_TIMEOUT:.0f} s")
         return Completed(done.returncode, done.stdout, done.stderr)
 
     def read(self, path: str) -> str:

@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple
 
 from pyvpn.errors import ConfigError
 from pyvpn.linux import iproute
-from pyvpn.linux.firewall import TABLES
+from pyvpn.linux.firewall import OUR_TABLES
 from pyvpn.linux.system import System
-from pyvpn.values import Address, Network, host_port
+from pyvpn.values import Address, Network, host_port, within
 
 # RFC 1918, RFC 3927; RFC 4193.
 _PRIVATE: Final = tuple(
@@ -25,8 +25,6 @@ _CARRIER: Final = ip_network("100.64.0.0/10")  # RFC 6598: a provider's own NAT
 
 # The narrowest prefixes that still count as somebody's own network: a site's.
 _WIDEST_LAN: Final = {4: 16, 6: 48}
-
-_OURS: Final = range(TABLES, TABLES + 65536)
 
 
 def private_lans(system: System, without_device: str) -> list[tuple[str, Network]]:
@@ -61,7 +59,7 @@ def other_full_tunnel(system: System, own_table: int) -> str | None:
     for route in iproute.all_routes(system):
         table = _table(route)
         leads = "dev" in route and route.get("type", "unicast") == "unicast"
-        if leads and route["dst"] == "default" and table in _OURS and table != own_table:
+        if leads and route["dst"] == "default" and table in OUR_TABLES and table != own_table:
             return str(route["dev"])
     return None
 
@@ -156,7 +154,4 @@ def _table(route: dict[str, Any]) -> int | None:
 
 
 def _in(network: Network, wider: Iterable[Network]) -> bool:
-    return any(
-        network.version == one.version and network.subnet_of(one)  # type: ignore[arg-type]
-        for one in wider
-    )
+    return any(within(network, one) for one in wider)

@@ -27,12 +27,8 @@ from pyvpn.errors import ConfigError
 from pyvpn.linux.desired import Link, Route, Rule, SystemState
 from pyvpn.linux.firewall import TABLES, ClientFirewall
 from pyvpn.linux.nameservers import NameServers
-
-Network = IPv4Network | IPv6Network
-
-#: What is wider goes through the VPN only with all traffic: a hub must not take by halves what it
-#: may not take as a whole. fc00::/7 is all that is private in IPv6, 10.0.0.0/8 the widest in IPv4.
-WIDEST: Final = {4: 8, 6: 7}
+from pyvpn.routes import WIDEST, overlapping
+from pyvpn.values import Network, within
 
 #: Name servers that glibc asks (resolv.conf(5)).
 MAX_NAME_SERVERS: Final = 3
@@ -214,7 +210,7 @@ def _through(
     if wishes.all_traffic:
         narrow += wide
     else:
-        narrow = [net for net in narrow if not any(_within(net, one) for one in pieces)]
+        narrow = [net for net in narrow if not any(within(net, one) for one in pieces)]
         for version in (4, 6):
             public = [net for net in narrow if net.version == version and not net.is_private]
             if _size((*public, *own), version) > MOST_PUBLIC[version]:
@@ -231,7 +227,7 @@ def _through(
     found: dict[Network, None] = {}
     for network in (*narrow, *wishes.include):
         # The user's word counts more than the hub's.
-        unwanted = network not in included and any(_within(network, one) for one in wishes.exclude)
+        unwanted = network not in included and any(within(network, one) for one in wishes.exclude)
         if not unwanted and network not in own:
             found[network] = None
     return list(found)
@@ -274,7 +270,7 @@ def _around(
     around = list(wishes.exclude)
     for network in wishes.exclude:
         for one in inside:
-            if _within(one, network):
+            if within(one, network):
                 notes.append(
                     f"--exclude {network}: {one} is the VPN's and goes through it all the same"
                 )
@@ -283,7 +279,7 @@ def _around(
     if wishes.all_traffic and wishes.keeps_lan:
         around.append(LINK_LOCAL)
     for interface, lan in machine.lans if wishes.keeps_lan else ():
-        holding = [one for one in inside if _within(lan, one)]
+        holding = [one for one in inside if within(lan, one)]
         wider = [one for one in holding if not _is_wide(one)]
         if not wider and (holding or wishes.all_traffic):
             around.append(lan)
@@ -318,7 +314,7 @@ def _check(
                     f" what is outside it; leave it out with --exclude {network}"
                 )
         for interface, lan in machine.lans:
-            if wishes.keeps_lan and _within(network, lan) and network not in included:
+            if wishes.keeps_lan and within(network, lan) and network not in included:
                 raise ConfigError(
                     f"{named} is in the network {lan} of interface {interface} here; leave it out"
                     f" with --exclude {network}, or take it for the VPN's with --include {network}"
@@ -329,12 +325,11 @@ def _check(
         if network in wishes.exclude:
             raise ConfigError(f"--include {network} and --exclude {network} exclude each other")
     for network in wishes.share:
-        for other in through:
-            if network.version == other.version and network.overlaps(other):
-                raise ConfigError(
-                    f"--share {network} overlaps {other}, which the hub says is elsewhere; one of"
-                    " them needs another network"
-                )
+        if (other := overlapping(network, through)) is not None:
+            raise ConfigError(
+                f"--share {network} overlaps {other}, which the hub says is elsewhere; one of"
+                " them needs another network"
+            )
 
 
 def _name_servers(
@@ -386,9 +381,3 @@ def _collapsed(networks: Iterable[Network]) -> list[Network]:
         *collapse_addresses(net for net in networks if isinstance(net, IPv4Network)),
         *collapse_addresses(net for net in networks if isinstance(net, IPv6Network)),
     ]
-
-
-def _within(network: Network, other: Network) -> bool:
-    if isinstance(network, IPv4Network):
-        return isinstance(other, IPv4Network) and network.subnet_of(other)
-    return isinstance(other, IPv6Network) and network.subnet_of(other)

@@ -15,7 +15,7 @@ from pyvpn.linux.desired import Route as LinuxRoute
 from pyvpn.linux.firewall import HubFirewall
 from pyvpn.linux.inuse import NetworksInUse
 from pyvpn.routes import MOST_ROUTES, Route, vpn_conflict
-from pyvpn.state.settings import DOMAIN, NetworkSettings
+from pyvpn.state.settings import NetworkSettings
 from pyvpn.values import Address as IPAddress
 from pyvpn.values import Network
 
@@ -139,18 +139,16 @@ def pushed(
             ip_network("0.0.0.0/0" if own.version == 4 else "::/0") for own in networks(pool)
         ]
     dns: tuple[IPAddress, ...] = ()
-    search = settings.search
     if settings.dns == "hub":
         # Our names are answered by nobody else.
         dns = hub_addresses(pool) if answering else ()
-        search = tuple(dict.fromkeys((DOMAIN, *search))) if answering else search
     elif settings.dns != "none":
         dns = settings.dns
     return Pushed(
         routes=tuple(dict.fromkeys(routes)),
         excluded=settings.excluded,
         dns=dns,
-        search=search if dns else (),
+        search=settings.domains if dns else (),
     )
 
 

@@ -21,7 +21,8 @@ from pyvpn.linux.preflight import ipv6_available, subnet_free
 from pyvpn.linux.system import LinuxSystem, System
 from pyvpn.service.childport import ChildPort
 from pyvpn.service.clientlink import link_of
-from pyvpn.service.clientnetwork import NOT_OFFERED, Machine, Network, Plan, Wishes, plan
+from pyvpn.service.clientnetwork import NOT_OFFERED, Machine, Plan, Wishes, plan
+from pyvpn.values import Network
 
 
 class NetworkSetup:

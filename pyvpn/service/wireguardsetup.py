@@ -15,6 +15,7 @@ from pyvpn.linux.preflight import ipv6_available
 from pyvpn.routes import domains as search_domains
 from pyvpn.service.clientnetwork import DEFAULTS, Wishes, default_families
 from pyvpn.uapi import AllowedIPChange, Changes, PeerChange, parse_set
+from pyvpn.values import within
 from pyvpn.wgconf import Network, WireGuardConf
 
 #: Said of what only wg-quick does.
@@ -176,7 +177,7 @@ def narrower(conf: WireGuardConf) -> list[Network]:
     return [
         network
         for network in _allowed(conf)
-        if network.prefixlen and not any(_within(network, one) for one in own)
+        if network.prefixlen and not any(within(network, one) for one in own)
     ]
 
 
@@ -209,11 +210,3 @@ def places(conf: WireGuardConf) -> dict[bytes, tuple[str, int]]:
 
 def _allowed(conf: WireGuardConf) -> list[Network]:
     return list(dict.fromkeys(network for peer in conf.peers for network in peer.allowed_ips))
-
-
-def _within(network: Network, other: Network) -> bool:
-    return (
-        network.version == other.version
-        and network.prefixlen >= other.prefixlen
-        and network.network_address in other
-    )

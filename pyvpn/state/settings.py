@@ -40,6 +40,11 @@ class NetworkSettings:
     excluded: tuple[Network, ...] = ()
     routes: tuple[Route, ...] = ()
 
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The search domains, with ours where the hub answers for it."""
+        return tuple(dict.fromkeys((DOMAIN, *self.search))) if self.dns == "hub" else self.search
+
     @classmethod
     def stored(cls, setting: Callable[[str], str | None]) -> NetworkSettings:
         """What a store holds, the defaults if it holds nothing.

@@ -29,7 +29,9 @@ HUB = SystemState(
 
 SERVICE = """
 import sys
-from pyvpn.linux.desired import Address, Link, SystemState
+from pyvpn.linux.desired import Address, Link, Route, Rule, SystemState
+from pyvpn.linux.firewall import ClientFirewall, HubFirewall, KillSwitch
+from pyvpn.linux.nameservers import NameServers
 from pyvpn.linux.privsep import PrivilegedChild
 from pyvpn.linux.tun import open_tun
 tun = open_tun("leamit0")

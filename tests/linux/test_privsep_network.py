@@ -16,26 +16,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from pyvpn.linux.desired import Address, Link, Route, SystemState
 from pyvpn.linux.firewall import HubFirewall
+from tests.linux import test_privsep as privsep
 from tests.linux.test_applied_client import FULL, SWITCH
 from tests.linux.test_privsep import PATIENCE, running, wait_until
 from tests.linux.worlds import files_in, own_directory
 from tests.netns.namespaces import ETC_OF_NAMESPACES, ip, own_etc, remove_namespace, why_not
 
-SERVICE = """
-import sys
-from pyvpn.linux.desired import Address, Link, Route, Rule, SystemState
-from pyvpn.linux.firewall import ClientFirewall, HubFirewall, KillSwitch
-from pyvpn.linux.nameservers import NameServers
-from pyvpn.linux.privsep import PrivilegedChild
-from pyvpn.linux.tun import open_tun
-tun = open_tun("leamit0")
-child = PrivilegedChild(sys.argv[1], sys.argv[2])
-child.start()
-child.apply({state!r})
-print(child.pid, flush=True)
-sys.stdin.read()
-child.close()
-"""
+SERVICE = privsep.SERVICE + "child.close()\n"
 """A client or hub as the child knows it; it ends when its input does."""
 
 CLEANUP = """
