@@ -32,13 +32,10 @@ from pyvpn.core.noise import KeyPair
 from pyvpn.errors import ConfigError, StartError, StoreError, VPNError
 from pyvpn.linux.cpu import wants_aes
 from pyvpn.service import statistics
-from pyvpn.service.base import Surroundings, VPNService
-from pyvpn.service.childport import ChildPort
+from pyvpn.service.base import Surroundings
 from pyvpn.service.clientnetwork import Wishes
-from pyvpn.service.names import Names
-from pyvpn.service.networksetup import NetworkSetup
 from pyvpn.service.resolver import Resolved
-from pyvpn.service.settling import Settling
+from pyvpn.service.tunnelclient import TunnelClient
 from pyvpn.service.twistd import Process
 from pyvpn.state.identity import ClientIdentity
 from pyvpn.tx.linkmonitor import LinkMonitor
@@ -74,7 +71,7 @@ LARGEST_MTU = 65535
 NOT_APPLIED = 1
 
 
-class ClientService(VPNService):
+class ClientService(TunnelClient):
     """A client: logs in, applies what the hub says, stays connected.
 
     It never has a second thread (docs/architecture.rst, "Decisions"): what would block beside the
@@ -132,23 +129,9 @@ class ClientService(VPNService):
             random_bytes=self._surroundings.random_bytes,
         )
         self._open_network()
-        marked = bool(self._surroundings.mark)
-        self._resolver = Names(self._reactor, self._servers_before, marked)
-        self._undo.push("stop looking up names", self._resolver.close)
-        self._resolver.open()
-        child = self._open_child()
-        self._child_port = ChildPort(child, self._reactor)
-        self._network = NetworkSetup(
-            config.files.socket.stem,
-            config.tun,
-            wishes_of(config),
-            self._child_port,
-            ports=self._ports,
-            hub=self._outside,
-            route=self.core.set_routes,
+        self._open_setup(
+            config.tun, wishes_of(config), hub=self._outside, route=self.core.set_routes
         )
-        if (state := self._network.before_all()) is not None:
-            self._note(child.apply(state))
 
     def _offers(self) -> LoginFlags:
         flags = LoginFlags.SEGMENT_FRAMES
@@ -181,11 +164,7 @@ class ClientService(VPNService):
     def _serve(self) -> None:
         # Before anything is served: it takes 0.4 s, and nobody waits for us yet.
         key = self._make_key()
-        self._undo.push("stop waiting for the privileged child", self._child_port.close)
-        self._settling = Settling(self._look_again, self._note, self._reactor)
-        self._undo.push("stop waiting for the network to settle", self._settling.close)
-        self._settling.watch_firewall()
-        self._resolver.start()
+        self._serve_setup()
         self._begin_traffic()
         monitor = LinkMonitor(self._link_changed, self._reactor)
         self._undo.push("stop watching the network", monitor.close)
@@ -227,9 +206,6 @@ class ClientService(VPNService):
             self.core.link_changed(boottime())
             self.protocol.transmit()
             self._settling.changed()
-
-    def _servers_before(self) -> list[str]:
-        return self._network.servers_before()
 
     def _farewell(self) -> None:
         if self.core.running:
@@ -288,7 +264,7 @@ class ClientService(VPNService):
         """Do what follows from other networks around us; whom we asked in the old one is silent."""
         if self._question is not None:
             self._ask()
-        return self._network.look_again()
+        return super()._look_again()
 
     def _resolved(self, found: Resolved, question: object) -> None:
         if question is not self._question:

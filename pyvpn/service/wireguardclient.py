@@ -12,12 +12,9 @@ from pyvpn.errors import ConfigError
 from pyvpn.linux.firewall import MARK
 from pyvpn.service import statistics, wireguardsetup
 from pyvpn.service.base import Surroundings
-from pyvpn.service.childport import ChildPort
-from pyvpn.service.names import Names
-from pyvpn.service.networksetup import NetworkSetup
 from pyvpn.service.resolver import Place
 from pyvpn.service.search import Search
-from pyvpn.service.settling import Settling
+from pyvpn.service.tunnelclient import TunnelClient
 from pyvpn.service.twistd import Process
 from pyvpn.service.uapisocket import UAPI_DIRECTORY
 from pyvpn.service.wireguard import WireGuardService
@@ -35,7 +32,7 @@ NO_ANSWER: Final = (
 )
 
 
-class WireGuardClientService(WireGuardService):
+class WireGuardClientService(TunnelClient, WireGuardService):
     """A client of a foreign WireGuard server: finds it, and stays connected.
 
     :param config: checked settings.
@@ -62,7 +59,7 @@ class WireGuardClientService(WireGuardService):
     # -- starting -----------------------------------------------------------------------------
 
     def _open(self) -> None:
-        config, conf, marked = self._config, self._conf, bool(self._surroundings.mark)
+        config, conf = self._config, self._conf
         self._there.clear()
         mark = wireguardsetup.mark(conf)
         # Without privilege to mark, as in tests, ours is none.
@@ -76,34 +73,20 @@ class WireGuardClientService(WireGuardService):
             mark=self._mark,
             pin_source=False,
         )
-        self._resolver = Names(self._reactor, self._servers_before, marked)
-        self._undo.push("stop looking up names", self._resolver.close)
-        self._resolver.open()
-        child = self._open_child()
-        self._child_port = ChildPort(child, self._reactor)
-        self._network = NetworkSetup(
-            config.files.socket.stem,
+        child = self._open_setup(
             config.tun,
             wireguardsetup.wishes(config, conf),
-            self._child_port,
-            ports=self._ports,
             # What carries the tunnel goes past it by its mark, wherever the server is.
             hub=lambda: (),
             route=lambda networks: None,
             path=LARGEST_PATH,
         )
-        if (state := self._network.before_all()) is not None:
-            self._note(child.apply(state))
         self._note(child.apply(self._network.begin(wireguardsetup.told(conf))))
         self._note([f"note: {note}" for note in self._network.status()["notes"]])
 
     def _serve(self) -> None:
-        self._undo.push("stop waiting for the privileged child", self._child_port.close)
-        self._settling = Settling(self._network.look_again, self._note, self._reactor)
-        self._undo.push("stop waiting for the network to settle", self._settling.close)
-        self._settling.watch_firewall()
+        self._serve_setup()
         self._guarded = self._ports()
-        self._resolver.start()
         self._search = Search(
             wireguardsetup.places(self._conf),
             self._resolver.resolve,
@@ -118,9 +101,6 @@ class WireGuardClientService(WireGuardService):
         self._listen(self._command)
         # A name may be looked up by a process, whose end only a running reactor notices.
         self._reactor.callWhenRunning(self._begin_search)
-
-    def _servers_before(self) -> list[str]:
-        return self._network.servers_before()
 
     def _begin_search(self) -> None:
         if self._serving:
